@@ -1,0 +1,42 @@
+//! The rules of Tidemark, and nothing else: no clock, no randomness, no network, no database.
+//!
+//! A write names a [`Position`] in the global log. Its caller carries a [`Token`] that says what the
+//! caller has written and seen. A read turns the token into a [`Demand`]; what a region has applied
+//! answers it with a [`Verdict`]; a [`Policy`] turns the verdict into a [`Decision`]. Everything that
+//! branches on consistency is in this crate, so that the services only do as they are told and the
+//! simulation can try every order of events without a socket.
+//!
+//! Read the modules in the order below; each stands on those before it.
+
+mod admission;
+mod aggregate;
+mod announcement;
+mod currency;
+mod decision;
+mod demand;
+mod epoch;
+mod event;
+mod policy;
+mod position;
+mod token;
+
+pub use admission::{Admission, admit};
+pub use aggregate::{
+    AGGREGATE_ID_BYTES_MAX, AggregateId, AggregateKey, NAME_BYTES_MAX, Name, NameError,
+    PartitionCount, STREAM_SLOT_COUNT, fnv1a_32,
+};
+pub use announcement::Announcement;
+pub use currency::{Evidence, IdleProof, Parked, Verdict, judge, watermark};
+pub use decision::{Budget, Chain, Decision, Estimate, Place, Refusal, decide};
+pub use demand::{Demand, Scope};
+pub use epoch::{EpochHistory, Judged};
+pub use event::{
+    CommittedAt, Event, EventError, EventId, MESSAGE_ID_HEADER, SchemaVersion, Traceparent, header,
+    stream_name,
+};
+pub use policy::{POLICY_STEP_COUNT_MAX, Policy, PolicyError, Preference, Step};
+pub use position::{Epoch, LogPosition, Position, Version};
+pub use token::{
+    CLAIM_COUNT_MAX, Claim, Key, KeyError, KeyId, KeyRing, LogId, TOKEN_CHARS_MAX, Token,
+    TokenStatus,
+};

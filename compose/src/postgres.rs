@@ -1,0 +1,322 @@
+//! Postgres clusters in temporary folders.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, kill_process};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::process::{Child, POLL, Program, Signal, run};
+use crate::{Error, ports, tools};
+
+/// The superuser of every cluster started here, and the system user a root process drops to.
+const USER: &str = "postgres";
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How a cluster runs.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Whether commits reach the disk before they are acknowledged. Off for tests: what they kill is the server, not
+    /// the machine.
+    pub durable: bool,
+    /// The port; a free one unless set.
+    pub port: Option<u16>,
+    /// Further settings by name, which win over those made here.
+    pub settings: Vec<(String, String)>,
+}
+
+/// One Postgres server with its data, on a loopback port. Trusts every connection. Ends and is deleted when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    // Before the folder, so that the server is gone when the folder is removed.
+    server: Option<Child>,
+    folder: TempDir,
+    account: Option<Account>,
+    bin: PathBuf,
+    port: u16,
+    options: Options,
+}
+
+/// An older state of a cluster's data, kept aside to be put back.
+#[derive(Debug)]
+pub struct DataCopy {
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// Creates a cluster and starts it.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        let bin = tools::postgres_bin()?;
+        let account = Account::to_drop_to()?;
+        let folder = server_folder(account)?;
+        let template = template(&bin, account).await?;
+        copy(&template, &folder.path().join("data")).await?;
+        let port = options.port.map_or_else(ports::free, Ok)?;
+        let mut cluster = Cluster { server: None, folder, account, bin, port, options };
+        cluster.start_again().await?;
+        Ok(cluster)
+    }
+
+    /// The connection URL of a database, for the superuser.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The port, the same through every restart.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process id of the server, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Child::pid)
+    }
+
+    /// The server's log file.
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("postgres.log")
+    }
+
+    /// Creates an empty database and returns its URL.
+    pub async fn create_database(&self, name: &str) -> Result<String, Error> {
+        let createdb = Program::new("createdb", self.bin.join("createdb"), self.log())
+            .args(["--host=127.0.0.1", "--username", USER, "--template=template0", "--port"])
+            .args([&self.port.to_string(), name]);
+        run(createdb).await?;
+        Ok(self.url(name))
+    }
+
+    /// Starts the stopped or killed server on its data and port, and waits until it takes connections.
+    pub async fn start_again(&mut self) -> Result<(), Error> {
+        if self.server.as_ref().is_some_and(Child::is_running) {
+            return Err(self.in_state("running"));
+        }
+        let end = Instant::now() + START_DEADLINE;
+        loop {
+            let server = self.program().spawn()?;
+            let pid_file = self.data().join("postmaster.pid");
+            let pid = server.pid();
+            let started = server
+                .wait_until("ready", START_DEADLINE, async || says_ready(&pid_file, pid))
+                .await;
+            match started {
+                Ok(()) => {
+                    self.server = Some(server);
+                    return Ok(());
+                }
+                // The sessions of a killed server hold on to its memory until they notice.
+                Err(Error::Ended { tail, .. })
+                    if tail.contains("pre-existing shared memory block")
+                        && Instant::now() < end =>
+                {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Stops the server in order: sessions are ended, what was committed is kept.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        match self.server.take() {
+            Some(server) => server.stop(Signal::INT, STOP_DEADLINE).await,
+            None => Err(self.in_state("not running")),
+        }
+    }
+
+    /// Kills the server and its sessions at once, as a crash of the machine would.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        let server = self.server.take().ok_or_else(|| self.in_state("not running"))?;
+        let sessions = children(server.pid());
+        server.kill().await;
+        for session in sessions {
+            // Most have noticed that the server is gone, and left.
+            let _ = kill_process(session, Signal::KILL);
+        }
+        Ok(())
+    }
+
+    /// Stops or resumes the server's main process, which takes new connections; sessions go on.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(server) = &self.server {
+            server.signal(signal);
+        }
+    }
+
+    /// Copies the data as they are now, to be put back by [`Cluster::restore`]. Restarts the server.
+    pub async fn copy_data(&mut self) -> Result<DataCopy, Error> {
+        self.stop().await?;
+        let folder = server_folder(self.account)?;
+        copy(&self.data(), &folder.path().join("data")).await?;
+        self.start_again().await?;
+        Ok(DataCopy { folder })
+    }
+
+    /// Puts an older copy of the data back, as a restore from a backup would: all later commits are lost. The server
+    /// may run or not; it runs afterwards.
+    pub async fn restore(&mut self, older: &DataCopy) -> Result<(), Error> {
+        if self.server.is_some() {
+            self.kill().await?;
+        }
+        let data = self.data();
+        tokio::fs::remove_dir_all(&data)
+            .await
+            .map_err(Error::io(format!("remove {}", data.display())))?;
+        copy(&older.folder.path().join("data"), &data).await?;
+        self.start_again().await
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn in_state(&self, state: &'static str) -> Error {
+        Error::State { name: format!("postgres on port {}", self.port), state }
+    }
+
+    fn program(&self) -> Program {
+        let durable = if self.options.durable { "on" } else { "off" };
+        let port = self.port.to_string();
+        let settings = [
+            ("listen_addresses", "127.0.0.1"),
+            ("port", &port),
+            // TCP on loopback is all that is used, and a socket's path is limited to 107 bytes.
+            ("unix_socket_directories", ""),
+            ("max_connections", "200"),
+            ("shared_buffers", "64MB"),
+            ("fsync", durable),
+            ("full_page_writes", durable),
+            ("timezone", "UTC"),
+            ("log_timezone", "UTC"),
+        ];
+        let ours = settings.into_iter().map(|(name, value)| format!("{name}={value}"));
+        let theirs = self.options.settings.iter().map(|(name, value)| format!("{name}={value}"));
+        let name = format!("postgres on port {}", self.port);
+        // QUIT ends the sessions with the server and frees its shared memory; KILL would do neither.
+        let program = Program::new(name, self.bin.join("postgres"), self.log())
+            .arg("-D")
+            .arg(self.data())
+            .args(ours.chain(theirs).flat_map(|setting| ["-c".to_owned(), setting]))
+            .folder(self.folder.path())
+            .end_signal(Signal::QUIT);
+        as_account(program, self.account)
+    }
+}
+
+/// The system account the server runs under when this process is root, which Postgres refuses to be.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    user_id: u32,
+    group_id: u32,
+}
+
+impl Account {
+    fn to_drop_to() -> Result<Option<Account>, Error> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let users =
+            std::fs::read_to_string("/etc/passwd").map_err(Error::io("read /etc/passwd"))?;
+        let account = users.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            let [USER, _, user_id, group_id, ..] = fields.as_slice() else { return None };
+            Some(Account { user_id: user_id.parse().ok()?, group_id: group_id.parse().ok()? })
+        });
+        account.map(Some).ok_or(Error::NoPostgresUser)
+    }
+}
+
+fn as_account(program: Program, account: Option<Account>) -> Program {
+    if account.is_some() { program.user(USER) } else { program }
+}
+
+/// A temporary folder the server may use: its own account cannot read what only root may.
+fn server_folder(account: Option<Account>) -> Result<TempDir, Error> {
+    let folder = tempfile::Builder::new()
+        .prefix("tidemark-postgres-")
+        .tempdir()
+        .map_err(Error::io("create a temporary folder"))?;
+    if let Some(Account { user_id, group_id }) = account {
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))
+            .and_then(|()| chown(folder.path(), Some(user_id), Some(group_id)))
+            .map_err(Error::io(format!("give {} to {USER}", folder.path().display())))?;
+    }
+    Ok(folder)
+}
+
+/// The data of an empty cluster. Made once in a checkout, since `initdb` takes longer than most tests.
+async fn template(bin: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
+    let version = run(Program::new("postgres", bin.join("postgres"), "").arg("--version")).await?;
+    // "postgres (PostgreSQL) 15.6", on Debian with the package's version behind it.
+    let version = version.split_whitespace().nth(2).unwrap_or("unknown");
+    let cache = tools::repository().join("target").join("compose");
+    let user = rustix::process::geteuid().as_raw();
+    let template = cache.join(format!("initdb-{version}-{user}"));
+    if template.is_dir() {
+        return Ok(template);
+    }
+    tokio::fs::create_dir_all(&cache)
+        .await
+        .map_err(Error::io(format!("create {}", cache.display())))?;
+    let _lock = lock(cache.join("initdb.lock")).await?;
+    if template.is_dir() {
+        return Ok(template);
+    }
+    // The cache may lie where the server's account cannot go; the temporary folder does not.
+    let work = server_folder(account)?;
+    let data = work.path().join("data");
+    let initdb = Program::new("initdb", bin.join("initdb"), work.path().join("log"))
+        .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+        .args(["--username", USER, "--pgdata"])
+        .arg(&data)
+        .folder(work.path());
+    run(as_account(initdb, account)).await?;
+    // Renamed when complete, so that nobody finds half a template.
+    let unfinished =
+        tempfile::tempdir_in(&cache).map_err(Error::io("create a temporary folder"))?;
+    let unfinished_data = unfinished.path().join("data");
+    copy(&data, &unfinished_data).await?;
+    tokio::fs::rename(&unfinished_data, &template)
+        .await
+        .map_err(Error::io(format!("create {}", template.display())))?;
+    Ok(template)
+}
+
+/// Holds the lock until the file is dropped.
+async fn lock(path: PathBuf) -> Result<File, Error> {
+    let what = format!("lock {}", path.display());
+    tokio::task::spawn_blocking(move || {
+        File::create(path).and_then(|file| file.lock().map(|()| file))
+    })
+    .await
+    .map_err(|error| std::io::Error::other(error.to_string()))
+    .and_then(|result| result)
+    .map_err(Error::io(what))
+}
+
+/// Copies a folder with its owners and permissions.
+async fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let cp = tools::on_path("cp").unwrap_or_else(|| "/bin/cp".into());
+    let program =
+        Program::new("cp", cp, "").args(["--archive", "--reflink=auto"]).arg(from).arg(to);
+    run(program).await.map(|_| ())
+}
+
+/// The server's own note of its state; the first line is its process id, so an old note is told from a new one.
+fn says_ready(pid_file: &Path, pid: u32) -> bool {
+    let Ok(note) = std::fs::read_to_string(pid_file) else { return false };
+    let mut lines = note.lines();
+    lines.next() == Some(pid.to_string().as_str())
+        && lines.nth(6).is_some_and(|l| l.trim() == "ready")
+}
+
+/// The children of a process, as far as the system tells.
+fn children(pid: u32) -> Vec<Pid> {
+    let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let ids = listed.unwrap_or_default();
+    ids.split_whitespace().filter_map(|id| id.parse().ok().and_then(Pid::from_raw)).collect()
+}

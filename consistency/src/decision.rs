@@ -104,7 +104,7 @@ pub fn decide(verdict: Verdict, scope: Scope, chain: &mut Chain, budget: &Budget
         chain.used += 1;
         let followed = chain.steps.get(chain.used).copied();
         let decision = match step {
-            Step::Wait { ms } => wait(verdict, ms, followed, budget),
+            Step::Wait { ms } => wait(verdict, scope, ms, followed, budget),
             Step::Forward => forward(scope, budget),
             Step::Pending => Some(Decision::Pending),
             Step::Primary => linearize(budget),
@@ -132,11 +132,13 @@ fn served_at_once(verdict: Verdict) -> Option<Decision> {
     }
 }
 
-/// Waiting helps only who is behind. A wait whose length is ours to choose is not begun when the
-/// primary is expected to answer sooner, and otherwise lasts twice as long as the trip there would,
-/// which bounds the loss when the expectation was wrong.
+/// Waiting helps only who is behind. A wait whose length is ours to choose is not begun when what
+/// follows it answers sooner: the primary when it is nearer than catching up, or the log itself, from
+/// which the primary folds a row in less than the shortest wait. Otherwise it lasts twice as long as
+/// the trip to the primary would, which bounds the loss when the expectation was wrong.
 fn wait(
     verdict: Verdict,
+    scope: Scope,
     asked_ms: Option<u32>,
     followed: Option<Step>,
     budget: &Budget,
@@ -144,23 +146,23 @@ fn wait(
     if verdict != Verdict::Behind {
         return None;
     }
-    let may_forward = followed == Some(Step::Forward) && budget.place == Place::Region;
-    let chosen_ms = match (asked_ms, budget.estimate) {
-        (Some(ms), _) => ms,
-        (None, Estimate { catch_up_ms: Some(catch_up), forward_ms: Some(trip) }) if may_forward => {
-            if trip < catch_up {
-                0
-            } else {
-                trip.saturating_mul(2)
-            }
-        }
-        (None, Estimate { catch_up_ms: None, forward_ms: Some(trip) }) if may_forward => {
-            trip.saturating_mul(2)
-        }
-        (None, Estimate { .. }) => budget.wait_ms_max,
+    let forwards_next = followed == Some(Step::Forward);
+    let chosen_ms = match (asked_ms, budget.place, scope) {
+        (Some(ms), Place::Region | Place::RegionAlone | Place::Primary, _) => ms,
+        (None, Place::Primary, Scope::Row(_)) if forwards_next => 0,
+        (None, Place::Region, _) if forwards_next => wait_worth(budget),
+        (None, Place::Region | Place::RegionAlone | Place::Primary, _) => budget.wait_ms_max,
     };
     let ms = chosen_ms.min(budget.wait_ms_max).min(budget.left_ms);
     (0 < ms).then_some(Decision::Wait { ms })
+}
+
+fn wait_worth(budget: &Budget) -> u32 {
+    match (budget.estimate.catch_up_ms, budget.estimate.forward_ms) {
+        (Some(catch_up), Some(trip)) if trip < catch_up => 0,
+        (Some(_) | None, Some(trip)) => trip.saturating_mul(2),
+        (Some(_) | None, None) => budget.wait_ms_max,
+    }
 }
 
 fn forward(scope: Scope, budget: &Budget) -> Option<Decision> {
@@ -268,6 +270,7 @@ mod tests {
     fn the_primary_folds_rows_and_waits_out_the_deadline_for_the_rest() {
         let primary = budget(Place::Primary);
         assert_eq!(course(Verdict::Behind, ROW, "forward", primary)[0], Decision::Fold);
+        assert_eq!(course(Verdict::Behind, ROW, "wait, forward", primary)[0], Decision::Fold);
         let list = course(Verdict::Behind, Scope::Everything, "forward", primary);
         assert_eq!(list[0], Decision::Wait { ms: 1000 });
     }

@@ -11,6 +11,7 @@
 mod admission;
 mod aggregate;
 mod announcement;
+mod coherence;
 mod currency;
 mod decision;
 mod demand;
@@ -26,6 +27,7 @@ pub use aggregate::{
     PartitionCount, STREAM_SLOT_COUNT, fnv1a_32,
 };
 pub use announcement::Announcement;
+pub use coherence::{Coherence, CoherenceScope, Raise};
 pub use currency::{Evidence, IdleProof, Parked, Verdict, judge, watermark};
 pub use decision::{Budget, Chain, Decision, Estimate, Place, Refusal, decide};
 pub use demand::{Demand, Scope};

@@ -1,1 +1,10 @@
-//! Placeholder.
+//! What both services share, and nothing that knows of events: configuration, telemetry, shutdown,
+//! connections to NATS and Postgres, an HTTP server with bounds, and the admin listener on top of it.
+
+pub mod admin;
+pub mod config;
+pub mod nats;
+pub mod postgres;
+pub mod server;
+pub mod shutdown;
+pub mod telemetry;

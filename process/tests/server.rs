@@ -1,0 +1,104 @@
+//! The server and the admin listener over real sockets.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+use process::{
+    admin::{self, Admin, Condition, Readiness},
+    config::{Period, Secret},
+    server::{self, ServerLimits},
+    telemetry::Metrics,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn listener() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+#[tokio::test]
+async fn a_request_under_way_is_finished_when_the_server_ends() {
+    let (listener, address) = listener().await;
+    let (arrived, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (arriving, releasing) = (Arc::clone(&arrived), Arc::clone(&release));
+    let stop = CancellationToken::new();
+    let answer = move |_| {
+        let (arriving, releasing) = (Arc::clone(&arriving), Arc::clone(&releasing));
+        async move {
+            arriving.notify_one();
+            releasing.notified().await;
+            Response::new(Full::new(Bytes::from_static(b"done")))
+        }
+    };
+    let served =
+        tokio::spawn(server::serve(listener, ServerLimits::default(), answer, stop.clone()));
+    let asked = tokio::spawn(reqwest::get(format!("http://{address}/")));
+    timeout(PATIENCE, arrived.notified()).await.unwrap();
+    stop.cancel();
+    release.notify_one();
+    let answered = timeout(PATIENCE, asked).await.unwrap().unwrap().unwrap();
+    assert_eq!(answered.text().await.unwrap(), "done");
+    assert!(timeout(PATIENCE, served).await.unwrap().unwrap(), "everything finished");
+    assert!(TcpStream::connect(&address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_client_that_never_sends_a_request_is_let_go() {
+    let (listener, address) = listener().await;
+    let limits =
+        ServerLimits { header_timeout: Period::from_millis(50), ..ServerLimits::default() };
+    let stop = CancellationToken::new();
+    let answer = |_| async { Response::new(Full::new(Bytes::new())) };
+    let served = tokio::spawn(server::serve(listener, limits, answer, stop.clone()));
+    for start in ["", "P", "PRI * HT", "GET / HTTP/1.1\r\n"] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(read.is_ok(), "still connected after {start:?}");
+    }
+    stop.cancel();
+    timeout(PATIENCE, served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_admin_listener_shows_probes_to_all_and_the_rest_to_who_has_the_credential() {
+    let (listener, address) = listener().await;
+    let readiness = Readiness::default();
+    let admin = Admin {
+        readiness: readiness.clone(),
+        metrics: Metrics::new("example").unwrap(),
+        status: Arc::new(|| serde_json::json!({"region": "eu-west"})),
+        operations: None,
+    };
+    let stop = CancellationToken::new();
+    let served =
+        tokio::spawn(admin::serve(listener, Some(Secret::new("hush")), admin, stop.clone()));
+    let client = reqwest::Client::new();
+    let get = |path: &str| client.get(format!("http://{address}{path}"));
+    assert_eq!(get("/livez").send().await.unwrap().status(), 200);
+    assert_eq!(get("/readyz").send().await.unwrap().status(), 200);
+    readiness.set("database", Condition::NotReady("gone".to_owned()));
+    let unready = get("/readyz").send().await.unwrap();
+    assert_eq!(unready.status(), 503);
+    assert!(unready.text().await.unwrap().contains("gone"));
+    assert_eq!(get("/status").send().await.unwrap().status(), 401);
+    assert_eq!(get("/metrics").bearer_auth("wrong").send().await.unwrap().status(), 401);
+    let status = get("/status").bearer_auth("hush").send().await.unwrap();
+    assert_eq!(status.text().await.unwrap(), r#"{"region":"eu-west"}"#);
+    let unknown = get("/else").bearer_auth("hush").send().await.unwrap();
+    assert_eq!(unknown.status(), 404);
+    stop.cancel();
+    timeout(PATIENCE, served).await.unwrap().unwrap();
+}

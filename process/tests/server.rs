@@ -1,5 +1,7 @@
 //! The server and the admin listener over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;

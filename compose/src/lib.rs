@@ -8,6 +8,7 @@ pub mod nats;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod tools;
 
 pub use error::Error;

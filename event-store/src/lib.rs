@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The write side: an append-only log in Postgres that is its own outbox, and the relay that publishes it.
+//!
+//! [`EventStore::append`] checks an [`Append`] against the bounds, gathers it with others and commits
+//! them in one call of one SQL function, so that positions are dense and in commit order and the log's
+//! row lock never waits for a client. [`Relay`] publishes the committed rows to the epoch's stream,
+//! where stream sequence equals position; it keeps no cursor of its own.
+
+mod append;
+mod bounds;
+mod call;
+mod commit;
+mod config;
+mod error;
+mod gather;
+mod log;
+mod relay;
+mod store;
+
+pub use append::{Append, Appended, Expected, NewEvent};
+pub use config::{RelayConfig, StoreConfig, Timeouts};
+pub use error::{AppendError, InvalidAppend, OpenError, ReadError};
+pub use log::{AggregateHead, Head};
+pub use relay::{Relay, RelayState, RelayStatus};
+pub use store::{Committer, EventStore, migrate};

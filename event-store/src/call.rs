@@ -1,0 +1,204 @@
+//! The call of the append function, and what its errors mean.
+
+use std::sync::Arc;
+
+use consistency::{CommittedAt, LogPosition, Version};
+use sqlx::PgConnection;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use uuid::Uuid;
+
+use crate::append::{Append, Appended, Expected};
+use crate::{AppendError, log};
+
+/// Errors that the append function raises by itself; see its migration.
+const REFUSED: &str = "TM001";
+const OTHER_LOG: &str = "TM002";
+
+/// Commits the appends in one statement, and answers each in order.
+pub(crate) async fn append_events(
+    connection: &mut PgConnection,
+    log_id: Uuid,
+    batch_id: Uuid,
+    appends: &[Arc<Append>],
+) -> Result<Vec<Result<Appended, AppendError>>, sqlx::Error> {
+    let commands = Commands::of(appends);
+    let events = Events::of(appends);
+    let rows = sqlx::query!(
+        r#"select is_appended as "is_appended!", at_epoch as "epoch!", at_version as "version!",
+                  at_position as "position!", committed_at_micros as "committed_at_micros!"
+           from append_events(
+               $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17
+           )
+           order by command_number"#,
+        log_id,
+        batch_id,
+        commands.aggregate_types as _,
+        commands.aggregate_ids as _,
+        commands.expected_epochs as _,
+        commands.expected_versions as _,
+        &commands.event_counts,
+        &events.ids,
+        events.aggregate_types as _,
+        events.aggregate_ids as _,
+        events.event_types as _,
+        &events.schema_versions,
+        &events.correlation_ids,
+        &events.causation_ids,
+        events.idempotency_key_hashes as _,
+        events.traceparents as _,
+        events.data as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    let answer = |(row, append): (_, &Arc<Append>)| {
+        let row: Row = row;
+        let at = log::log_position(row.epoch, row.position).map_err(undecodable)?;
+        let version = Version::from_i64(row.version).unwrap_or_default();
+        let committed_at = CommittedAt::from_unix_micros(row.committed_at_micros);
+        Ok(if row.is_appended {
+            Ok(appended(append, at, version, committed_at))
+        } else {
+            Err(AppendError::Conflict { current: version, at })
+        })
+    };
+    let rows = rows.into_iter().map(|row| Row {
+        is_appended: row.is_appended,
+        epoch: row.epoch,
+        version: row.version,
+        position: row.position,
+        committed_at_micros: row.committed_at_micros,
+    });
+    rows.zip(appends).map(answer).collect()
+}
+
+struct Row {
+    is_appended: bool,
+    epoch: i32,
+    version: i64,
+    position: i64,
+    committed_at_micros: i64,
+}
+
+/// The commands of a batch, a column each.
+#[derive(Default)]
+struct Commands<'a> {
+    aggregate_types: Vec<&'a str>,
+    aggregate_ids: Vec<&'a str>,
+    expected_epochs: Vec<Option<i32>>,
+    expected_versions: Vec<Option<i64>>,
+    event_counts: Vec<i32>,
+}
+
+impl<'a> Commands<'a> {
+    fn of(appends: &'a [Arc<Append>]) -> Self {
+        let mut columns = Self::default();
+        for append in appends {
+            let (epoch, version) = match append.expected {
+                Expected::Any => (None, None),
+                Expected::MustNotExist => (None, Some(0)),
+                Expected::Last { epoch, version } => (Some(epoch.as_i32()), Some(version.as_i64())),
+            };
+            let event_count = i32::try_from(append.events.len())
+                .expect("an append's events were counted against a far smaller bound");
+            columns.aggregate_types.push(append.aggregate.kind().as_str());
+            columns.aggregate_ids.push(append.aggregate.id());
+            columns.expected_epochs.push(epoch);
+            columns.expected_versions.push(version);
+            columns.event_counts.push(event_count);
+        }
+        columns
+    }
+}
+
+/// The events of a batch, a column each.
+#[derive(Default)]
+struct Events<'a> {
+    ids: Vec<Uuid>,
+    aggregate_types: Vec<&'a str>,
+    aggregate_ids: Vec<&'a str>,
+    event_types: Vec<&'a str>,
+    schema_versions: Vec<i16>,
+    correlation_ids: Vec<Uuid>,
+    causation_ids: Vec<Uuid>,
+    idempotency_key_hashes: Vec<Option<&'a [u8]>>,
+    traceparents: Vec<Option<&'a str>>,
+    data: Vec<&'a str>,
+}
+
+impl<'a> Events<'a> {
+    fn of(appends: &'a [Arc<Append>]) -> Self {
+        let mut columns = Self::default();
+        for append in appends {
+            for event in &append.events {
+                columns.ids.push(event.id.get());
+                columns.aggregate_types.push(append.aggregate.kind().as_str());
+                columns.aggregate_ids.push(append.aggregate.id());
+                columns.event_types.push(event.event_type.as_str());
+                columns.schema_versions.push(event.schema_version.as_i16());
+                columns.correlation_ids.push(append.correlation_id);
+                columns.causation_ids.push(append.causation_id);
+                columns
+                    .idempotency_key_hashes
+                    .push(append.idempotency_key_hash.as_ref().map(<[u8; 32]>::as_slice));
+                columns
+                    .traceparents
+                    .push(append.traceparent.as_ref().map(|traceparent| traceparent.as_str()));
+                columns.data.push(&event.data);
+            }
+        }
+        columns
+    }
+}
+
+/// The answer to an append whose first event stands there.
+pub(crate) fn appended(
+    append: &Append,
+    at: LogPosition,
+    first_version: Version,
+    committed_at: CommittedAt,
+) -> Appended {
+    Appended {
+        epoch: at.epoch,
+        first_version,
+        first_position: at.position,
+        committed_at,
+        event_ids: append.events.iter().map(|event| event.id).collect(),
+    }
+}
+
+fn undecodable(error: crate::ReadError) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}
+
+fn database_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error().and_then(|error| error.try_downcast_ref())
+}
+
+/// Whether the server itself said that the transaction ended without a commit. A server that goes away
+/// (`FATAL`) may have committed before, and so may one whose answer was lost.
+pub(crate) fn was_rolled_back(error: &sqlx::Error) -> bool {
+    const STATEMENT_COMPLETION_UNKNOWN: &str = "40003";
+    database_error(error).is_some_and(|error| {
+        error.severity() == PgSeverity::Error && error.code() != STATEMENT_COMPLETION_UNKNOWN
+    })
+}
+
+/// Whether the error comes from what was appended and not from the state the database is in.
+pub(crate) fn blames_the_append(error: &sqlx::Error) -> bool {
+    const DATA_EXCEPTION: &str = "22";
+    const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
+    database_error(error).is_some_and(|error| {
+        [DATA_EXCEPTION, INTEGRITY_CONSTRAINT_VIOLATION].contains(&&error.code()[..2])
+    })
+}
+
+/// What the caller is told when nothing was committed.
+pub(crate) fn failure(error: sqlx::Error) -> AppendError {
+    match database_error(&error) {
+        Some(refusal) if [REFUSED, OTHER_LOG].contains(&refusal.code()) => {
+            AppendError::Refused { reason: refusal.message().to_owned() }
+        }
+        Some(_) if blames_the_append(&error) => AppendError::Rejected(Arc::new(error)),
+        Some(_) | None => AppendError::Unavailable(Arc::new(error)),
+    }
+}

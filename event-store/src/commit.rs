@@ -1,0 +1,229 @@
+//! One gathered commit: the call, its answers, and what to do when the answer does not arrive.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consistency::{CommittedAt, EventId, Version};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use uuid::Uuid;
+
+use crate::append::{Append, Appended};
+use crate::call::{append_events, appended, blames_the_append, failure, was_rolled_back};
+use crate::{AppendError, ReadError, StoreConfig, log};
+
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+
+type Answer = Result<Appended, AppendError>;
+
+/// Appends that are committed by one call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Batch {
+    appends: Vec<Arc<Append>>,
+    event_count: usize,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn push(&mut self, append: Arc<Append>) {
+        self.event_count += append.events.len();
+        self.appends.push(append);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.appends.is_empty()
+    }
+
+    pub(crate) fn command_count(&self) -> usize {
+        self.appends.len()
+    }
+
+    pub(crate) fn event_count(&self) -> usize {
+        self.event_count
+    }
+
+    /// The same answer for every append.
+    fn all(&self, error: &AppendError) -> Vec<Answer> {
+        self.appends.iter().map(|_| Err(error.clone())).collect()
+    }
+}
+
+/// What is known after a call of the append function.
+enum Outcome {
+    /// It ran, and answered each append.
+    Answered(Vec<Answer>),
+    /// The database said that it did not commit.
+    Failed(sqlx::Error),
+    /// It may have committed, may still be running, or may still be on its way.
+    Unknown(sqlx::Error),
+}
+
+/// What settling found.
+enum Settled {
+    Committed(Vec<Answer>),
+    NotCommitted,
+    Unknown,
+}
+
+/// The committer's own connection, kept between commits: one round trip a commit.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pool: PgPool,
+    config: StoreConfig,
+    connection: Option<PoolConnection<Postgres>>,
+}
+
+impl Session {
+    pub(crate) fn new(pool: PgPool, config: StoreConfig) -> Self {
+        Self { pool, config, connection: None }
+    }
+
+    /// Commits the batch and answers each of its appends, in order.
+    pub(crate) async fn commit(&mut self, batch: Batch) -> Vec<Answer> {
+        match self.commit_settled(&batch).await {
+            Ok(answers) => answers,
+            Err(error) if batch.command_count() > 1 && blames_the_append(&error) => {
+                // One of them is at fault; the others are not made to pay for it.
+                let mut answers = Vec::with_capacity(batch.command_count());
+                for append in batch.appends {
+                    let mut alone = Batch::new();
+                    alone.push(append);
+                    match self.commit_settled(&alone).await {
+                        Ok(answer) => answers.extend(answer),
+                        Err(error) => answers.extend(alone.all(&failure(error))),
+                    }
+                }
+                answers
+            }
+            Err(error) => batch.all(&failure(error)),
+        }
+    }
+
+    /// Calls, and settles what is unknown. `Err` means that nothing was committed, nor will be.
+    async fn commit_settled(&mut self, batch: &Batch) -> Result<Vec<Answer>, sqlx::Error> {
+        let mut lost = None;
+        // A connection that died while it was idle is only noticed by using it: hence a second call.
+        for _ in 0..2 {
+            let batch_id = Uuid::new_v4();
+            match self.call(batch_id, batch).await {
+                Outcome::Answered(answers) => return Ok(answers),
+                Outcome::Failed(error) => return Err(error),
+                Outcome::Unknown(error) => {
+                    tracing::warn!(%error, "lost the answer to a commit, looking it up");
+                    match self.settle(batch_id, batch).await {
+                        Settled::Committed(answers) => return Ok(answers),
+                        Settled::NotCommitted => lost = Some(error),
+                        Settled::Unknown => return Ok(batch.all(&AppendError::OutcomeUnknown)),
+                    }
+                }
+            }
+        }
+        Err(lost.unwrap_or(sqlx::Error::PoolTimedOut))
+    }
+
+    async fn call(&mut self, batch_id: Uuid, batch: &Batch) -> Outcome {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => match self.pool.acquire().await {
+                Ok(connection) => connection,
+                // Nothing was sent.
+                Err(error) => return Outcome::Failed(error),
+            },
+        };
+        let log_id = self.config.log_id.get();
+        let call = append_events(&mut connection, log_id, batch_id, &batch.appends);
+        match timeout(self.config.commit_wait_max, call).await {
+            Ok(Ok(answers)) => {
+                self.connection = Some(connection);
+                Outcome::Answered(answers)
+            }
+            Ok(Err(error)) if was_rolled_back(&error) => {
+                // Of the rest, some are the connection's fault: its server may have become a standby.
+                if blames_the_append(&error) {
+                    self.connection = Some(connection);
+                } else {
+                    discard(connection);
+                }
+                Outcome::Failed(error)
+            }
+            Ok(Err(error)) => {
+                discard(connection);
+                Outcome::Unknown(error)
+            }
+            Err(_) => {
+                discard(connection);
+                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                Outcome::Unknown(sqlx::Error::Io(late))
+            }
+        }
+    }
+
+    /// Looks a commit of unknown outcome up on another connection, again and again within its bound.
+    async fn settle(&self, batch_id: Uuid, batch: &Batch) -> Settled {
+        let end = Instant::now() + self.config.settle_wait_max;
+        loop {
+            match timeout_at(end, self.look_up(batch_id, batch)).await {
+                Ok(Ok(settled)) => return settled,
+                Ok(Err(error)) => tracing::warn!(%error, "could not look a commit up"),
+                Err(_) => return Settled::Unknown,
+            }
+            if Instant::now() + SETTLE_PAUSE >= end {
+                return Settled::Unknown;
+            }
+            sleep(SETTLE_PAUSE).await;
+        }
+    }
+
+    async fn look_up(&self, batch_id: Uuid, batch: &Batch) -> Result<Settled, ReadError> {
+        let events = batch.appends.iter().flat_map(|append| &append.events);
+        let ids: Vec<Uuid> = events.map(|event| event.id.get()).collect();
+        let log_id = self.config.log_id.get();
+        let rows = sqlx::query!(
+            r#"select event_id as "event_id!", at_epoch as "epoch!", at_version as "version!",
+                      at_position as "position!", committed_at_micros as "committed_at_micros!"
+               from settle_append($1, $2, $3)"#,
+            log_id,
+            batch_id,
+            &ids,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        if rows.is_empty() {
+            return Ok(Settled::NotCommitted);
+        }
+        let mut found = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let at = log::log_position(row.epoch, row.position)?;
+            let version = Version::from_i64(row.version).unwrap_or_default();
+            let committed_at = CommittedAt::from_unix_micros(row.committed_at_micros);
+            found.insert(EventId::new(row.event_id), (at, version, committed_at));
+        }
+        let mut answers = Vec::with_capacity(batch.command_count());
+        for append in &batch.appends {
+            let first = append.events.first().and_then(|event| found.get(&event.id));
+            answers.push(match first {
+                Some((at, version, committed_at)) => {
+                    Ok(appended(append, *at, *version, *committed_at))
+                }
+                // The call ran, so this one lost; its aggregate can only have moved further since.
+                None => Err(self.conflict(append).await?),
+            });
+        }
+        Ok(Settled::Committed(answers))
+    }
+
+    async fn conflict(&self, append: &Append) -> Result<AppendError, ReadError> {
+        let head = log::aggregate_head(&self.pool, &append.aggregate).await?;
+        Ok(AppendError::Conflict { current: head.version, at: head.at })
+    }
+}
+
+/// Closes a connection instead of giving it back: a statement may still run on it.
+fn discard(connection: PoolConnection<Postgres>) {
+    drop(connection.detach());
+}

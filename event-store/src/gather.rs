@@ -1,0 +1,115 @@
+//! Group commit: appends that wait while one commit runs are committed together by the next.
+//!
+//! The log's row lock is then taken once a commit and not once a command, and the disk is flushed as
+//! often.
+
+use std::sync::Arc;
+
+use consistency::LogPosition;
+use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::append::{Append, Appended};
+use crate::commit::{Batch, Session};
+use crate::{AppendError, StoreConfig, store};
+
+/// An append that waits for its commit.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub append: Append,
+    pub bytes: usize,
+    pub reply: oneshot::Sender<Result<Appended, AppendError>>,
+    /// Its share of the queue's bytes, given back when it is answered.
+    pub _room: OwnedSemaphorePermit,
+}
+
+/// Takes what waits, up to the bounds, and has it committed.
+#[derive(Debug)]
+pub(crate) struct Gatherer {
+    config: StoreConfig,
+    waiting: mpsc::Receiver<Queued>,
+    /// Taken from the queue, but too large for the batch before.
+    left_over: Option<Queued>,
+    session: Session,
+    committed: watch::Sender<LogPosition>,
+    stop: CancellationToken,
+}
+
+impl Gatherer {
+    pub(crate) fn new(
+        pool: PgPool,
+        config: StoreConfig,
+        waiting: mpsc::Receiver<Queued>,
+        committed: watch::Sender<LogPosition>,
+        stop: CancellationToken,
+    ) -> Self {
+        let session = Session::new(pool, config.clone());
+        Self { config, waiting, left_over: None, session, committed, stop }
+    }
+
+    /// Runs until it is stopped and the queue is empty, or every handle is dropped.
+    pub(crate) async fn run(mut self) {
+        while let Some(first) = self.first().await {
+            let (batch, replies) = self.gather(first);
+            if batch.is_empty() {
+                continue;
+            }
+            let answers = self.session.commit(batch).await;
+            let newest = answers.iter().flatten().map(Appended::last_position).max();
+            if let Some(newest) = newest {
+                store::raise(&self.committed, newest);
+            }
+            for (reply, answer) in replies.into_iter().zip(answers) {
+                // A caller who has gone needs no answer.
+                let _ = reply.reply.send(answer);
+            }
+        }
+    }
+
+    async fn first(&mut self) -> Option<Queued> {
+        if let Some(queued) = self.left_over.take() {
+            return Some(queued);
+        }
+        tokio::select! {
+            biased;
+            // A closed queue still hands out what it holds.
+            () = self.stop.cancelled(), if !self.waiting.is_closed() => {
+                self.waiting.close();
+                self.waiting.recv().await
+            }
+            queued = self.waiting.recv() => queued,
+        }
+    }
+
+    /// `first` and what waits behind it, in order, as far as the bounds allow.
+    fn gather(&mut self, first: Queued) -> (Batch, Vec<Reply>) {
+        let mut batch = Batch::new();
+        let mut replies = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(queued) = next {
+            let events = batch.event_count() + queued.append.events.len();
+            let full = batch.command_count() == self.config.gather_commands_max
+                || events > self.config.gather_events_max
+                || bytes + queued.bytes > self.config.gather_bytes_max;
+            if full && !batch.is_empty() {
+                self.left_over = Some(queued);
+                break;
+            }
+            // Nobody waits for it any more, and it was never sent.
+            if !queued.reply.is_closed() {
+                bytes += queued.bytes;
+                batch.push(Arc::new(queued.append));
+                replies.push(Reply { reply: queued.reply, _room: queued._room });
+            }
+            next = self.waiting.try_recv().ok();
+        }
+        (batch, replies)
+    }
+}
+
+struct Reply {
+    reply: oneshot::Sender<Result<Appended, AppendError>>,
+    _room: OwnedSemaphorePermit,
+}

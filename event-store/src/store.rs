@@ -1,0 +1,165 @@
+//! The handle that appends and reads, and the task behind it that commits.
+
+use std::sync::Arc;
+
+use consistency::{AggregateId, EpochHistory, Event, LogPosition, Position, Version};
+use sqlx::PgPool;
+use sqlx::migrate::MigrateError;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::append::{Append, Appended};
+use crate::gather::{Gatherer, Queued};
+use crate::log::{self, AggregateHead, Head};
+use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
+
+/// Brings the database's schema up to what this crate needs. Newer migrations than it knows are left
+/// alone, so that the release before runs beside its successor.
+pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+    sqlx::migrate!("../migrations/primary").set_ignore_missing(true).run(pool).await
+}
+
+/// The log of the primary region. Clones share one queue and one committer.
+#[derive(Debug, Clone)]
+pub struct EventStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pool: PgPool,
+    config: StoreConfig,
+    queue: mpsc::Sender<Queued>,
+    queue_bytes: Arc<Semaphore>,
+    committed: watch::Sender<LogPosition>,
+}
+
+/// The task that commits what was appended. Owned by whoever opened the store.
+#[derive(Debug)]
+pub struct Committer {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Committer {
+    /// Takes no more appends, commits those that wait, and ends.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the committer ended abnormally");
+        }
+    }
+}
+
+impl EventStore {
+    /// Opens the log in a migrated database, makes it the log of `config.log_id` if it is none yet, and
+    /// starts the committer. The pool's connections are best bounded by [`crate::Timeouts`].
+    pub async fn open(pool: PgPool, config: StoreConfig) -> Result<(Self, Committer), OpenError> {
+        if let Some(contradiction) = config.contradiction() {
+            return Err(OpenError::Config(contradiction));
+        }
+        let head = log::open(&pool, config.log_id).await?;
+        if head.log_id != config.log_id {
+            return Err(OpenError::OtherLog { found: head.log_id, configured: config.log_id });
+        }
+        let (queue, waiting) = mpsc::channel(config.queue_commands_max);
+        let (committed, _) = watch::channel(head.at);
+        let stop = CancellationToken::new();
+        let gatherer =
+            Gatherer::new(pool.clone(), config.clone(), waiting, committed.clone(), stop.clone());
+        let task = tokio::spawn(gatherer.run());
+        let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
+        let shared = Arc::new(Shared { pool, config, queue, queue_bytes, committed });
+        Ok((Self { shared }, Committer { stop, task }))
+    }
+
+    /// Appends the events of one aggregate, together or not at all. Answers after the commit. When the
+    /// caller stops waiting, the append is dropped if it is still queued, and may be committed if not.
+    pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let shared = &self.shared;
+        let bytes = bounds::check(&append, &shared.config)?;
+        let bytes_wanted = u32::try_from(bytes).map_err(|_| AppendError::Overloaded)?;
+        let room = Arc::clone(&shared.queue_bytes)
+            .try_acquire_many_owned(bytes_wanted)
+            .map_err(|_| AppendError::Overloaded)?;
+        let (reply, answer) = oneshot::channel();
+        shared.queue.try_send(Queued { append, bytes, reply, _room: room }).map_err(|error| {
+            match error {
+                mpsc::error::TrySendError::Full(_) => AppendError::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => AppendError::Stopping,
+            }
+        })?;
+        // The committer drops a reply only by dying in the middle.
+        answer.await.unwrap_or(Err(AppendError::OutcomeUnknown))
+    }
+
+    /// The end of the log, as the database has it now.
+    pub async fn head(&self) -> Result<Head, ReadError> {
+        let head = log::head(&self.shared.pool).await?.ok_or_else(log::no_head)?;
+        self.saw(head.at);
+        Ok(head)
+    }
+
+    /// The newest end of the log that this process has seen; other processes may have appended since.
+    pub fn head_seen(&self) -> LogPosition {
+        *self.shared.committed.borrow()
+    }
+
+    /// Tells of each newer end of the log that this process sees.
+    pub fn watch_head(&self) -> watch::Receiver<LogPosition> {
+        self.shared.committed.subscribe()
+    }
+
+    /// The last version and position of an aggregate.
+    pub async fn aggregate_head(
+        &self,
+        aggregate: &AggregateId,
+    ) -> Result<AggregateHead, ReadError> {
+        log::aggregate_head(&self.shared.pool, aggregate).await
+    }
+
+    /// At most `limit` events of an aggregate from a version on, in order.
+    pub async fn read_aggregate(
+        &self,
+        aggregate: &AggregateId,
+        from: Version,
+        limit: u32,
+    ) -> Result<Vec<Event>, ReadError> {
+        log::read_aggregate(&self.shared.pool, aggregate, from, limit).await
+    }
+
+    /// At most `limit` events of the log after a position, in order.
+    pub async fn read_range(&self, after: Position, limit: u32) -> Result<Vec<Event>, ReadError> {
+        log::read_range(&self.shared.pool, after, limit).await
+    }
+
+    /// The epochs of the log.
+    pub async fn epochs(&self) -> Result<EpochHistory, ReadError> {
+        log::epochs(&self.shared.pool).await
+    }
+
+    /// The bounds it was opened with.
+    pub fn config(&self) -> &StoreConfig {
+        &self.shared.config
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.shared.pool
+    }
+
+    fn saw(&self, at: LogPosition) {
+        raise(&self.shared.committed, at);
+    }
+}
+
+/// Moves the watched head forward, never back.
+pub(crate) fn raise(committed: &watch::Sender<LogPosition>, at: LogPosition) {
+    committed.send_if_modified(|seen| {
+        let newer = *seen < at;
+        if newer {
+            *seen = at;
+        }
+        newer
+    });
+}

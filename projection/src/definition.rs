@@ -1,0 +1,291 @@
+//! A projection as its developer declares it, and as the engine uses it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use consistency::{AggregateId, Name, PartitionCount};
+
+use crate::document::ErasedDocument;
+use crate::fold::TypedFold;
+use crate::rollup::{Column, Combine, ErasedRollup, TypedRollup};
+use crate::sql::{IDENTIFIER_BYTES_MAX, Statements};
+use crate::{
+    Document, DocumentDefinition, DomainError, Rollup, RollupDefinition, Upcasters, ViewDefinition,
+    ViewKind,
+};
+
+const PARTITION_COUNT: u16 = 8;
+
+/// A projection being declared. Mistakes are reported together, by [`Self::build`] or by
+/// [`crate::DomainBuilder::build`].
+#[must_use]
+pub struct Projection {
+    name: String,
+    version: u32,
+    aggregate_type: String,
+    partition_count: u16,
+    views: Vec<(String, ViewKind)>,
+    rules: Rules,
+    mistakes: Vec<String>,
+}
+
+enum Rules {
+    Document(Arc<dyn ErasedDocument>),
+    Rollup(Arc<dyn ErasedRollup>, Vec<Column>),
+}
+
+impl Projection {
+    /// One state for each aggregate of one type, feeding any number of row and list views. `version`
+    /// is from 1; another fold, state or row needs another version.
+    pub fn document(
+        name: &str,
+        version: u32,
+        aggregate_type: &str,
+        document: impl Document,
+    ) -> Self {
+        let rules = Rules::Document(Arc::new(TypedFold(document)));
+        Self::new(name, version, aggregate_type, rules)
+    }
+
+    /// Sums and maxima across the aggregates of one type, feeding one view.
+    pub fn rollup(
+        name: &str,
+        version: u32,
+        aggregate_type: &str,
+        view: &str,
+        rollup: impl Rollup,
+    ) -> Self {
+        let rules = Rules::Rollup(Arc::new(TypedRollup(rollup)), Vec::new());
+        Self::new(name, version, aggregate_type, rules).view(view, ViewKind::Rollup)
+    }
+
+    fn new(name: &str, version: u32, aggregate_type: &str, rules: Rules) -> Self {
+        Self {
+            name: name.to_owned(),
+            version,
+            aggregate_type: aggregate_type.to_owned(),
+            partition_count: PARTITION_COUNT,
+            views: Vec::new(),
+            rules,
+            mistakes: Vec::new(),
+        }
+    }
+
+    /// Feeds a view of one row an aggregate, keyed by its id.
+    pub fn row(self, view: &str) -> Self {
+        self.document_view(view, ViewKind::Row)
+    }
+
+    /// Feeds a view of lists, each under a key that the document chooses.
+    pub fn list(self, view: &str) -> Self {
+        self.document_view(view, ViewKind::List)
+    }
+
+    /// A column of a rollup that adds its deltas up.
+    pub fn sum(self, column: &'static str) -> Self {
+        self.column(column, Combine::Sum)
+    }
+
+    /// A column of a rollup that keeps the largest of its deltas.
+    pub fn max(self, column: &'static str) -> Self {
+        self.column(column, Combine::Max)
+    }
+
+    /// How many partitions share the work; 8 unless set. Another number needs another version.
+    pub fn partitions(mut self, count: u16) -> Self {
+        self.partition_count = count;
+        self
+    }
+
+    fn document_view(mut self, view: &str, kind: ViewKind) -> Self {
+        match self.rules {
+            Rules::Document(_) => {}
+            Rules::Rollup(..) => self.mistakes.push(format!("a rollup has no view like {view}")),
+        }
+        self.view(view, kind)
+    }
+
+    fn view(mut self, view: &str, kind: ViewKind) -> Self {
+        self.views.push((view.to_owned(), kind));
+        self
+    }
+
+    fn column(mut self, name: &'static str, combine: Combine) -> Self {
+        match &mut self.rules {
+            Rules::Document(_) => self.mistakes.push(format!("a document has no column {name}")),
+            Rules::Rollup(_, columns) => columns.push(Column { name, combine }),
+        }
+        self
+    }
+
+    /// Checks it and makes the statements of its tables. Alone it knows no upcasters.
+    pub fn build(self) -> Result<ProjectionDefinition, DomainError> {
+        let said = format!("projection {}", self.name);
+        let mut mistakes = self.mistakes;
+        let mut named = |what: &str, name: String| match Name::new(name.as_str()) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                mistakes.push(format!("{what} {name:?} {error}"));
+                None
+            }
+        };
+        let name = named("name", self.name);
+        let aggregate_type = named("aggregate type", self.aggregate_type);
+        let views: Vec<ViewDefinition> = (self.views.into_iter())
+            .filter_map(|(view, kind)| Some(ViewDefinition::new(named("view", view)?, kind)))
+            .collect();
+        let partition_count = PartitionCount::new(self.partition_count);
+        if partition_count.is_none() {
+            mistakes.push(format!("{} partitions", self.partition_count));
+        }
+        if self.version == 0 || i32::try_from(self.version).is_err() {
+            mistakes.push(format!("version {}", self.version));
+        }
+        if views.is_empty() {
+            mistakes.push("no view".to_owned());
+        }
+        if let Rules::Rollup(_, columns) = &self.rules {
+            check_columns(columns, &mut mistakes);
+        }
+        let (Some(name), Some(aggregate_type), Some(partition_count), true) =
+            (name, aggregate_type, partition_count, mistakes.is_empty())
+        else {
+            return Err(DomainError::of(&said, mistakes));
+        };
+        let views: Arc<[ViewDefinition]> = views.into();
+        let kind = match self.rules {
+            Rules::Document(document) => {
+                ProjectionKind::Document(DocumentDefinition::new(document, Arc::clone(&views)))
+            }
+            Rules::Rollup(rollup, columns) => ProjectionKind::Rollup(RollupDefinition::new(
+                rollup,
+                views[0].clone(),
+                columns.into(),
+            )),
+        };
+        let statements = Statements::new(&name, self.version, &aggregate_type, &views, &kind);
+        check_tables(&statements, &mut mistakes);
+        if !mistakes.is_empty() {
+            return Err(DomainError::of(&said, mistakes));
+        }
+        let statements = Arc::new(statements);
+        let version = self.version;
+        Ok(ProjectionDefinition {
+            name,
+            version,
+            aggregate_type,
+            partition_count,
+            views,
+            kind,
+            statements,
+        })
+    }
+}
+
+/// A column's name becomes an identifier beside those that every rollup has.
+fn check_columns(columns: &[Column], mistakes: &mut Vec<String>) {
+    let mut seen = BTreeSet::from(["key", "partition", "epoch", "position"]);
+    for Column { name, .. } in columns {
+        let mut characters = name.bytes();
+        let plain = characters.next().is_some_and(|c| c.is_ascii_lowercase())
+            && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
+            && name.len() <= IDENTIFIER_BYTES_MAX;
+        if !plain || !seen.insert(name) {
+            mistakes.push(format!("column {name:?} is taken or is not a plain name"));
+        }
+    }
+    if columns.is_empty() {
+        mistakes.push("no column".to_owned());
+    }
+}
+
+fn check_tables(statements: &Statements, mistakes: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    for table in statements.tables() {
+        if table.len() > IDENTIFIER_BYTES_MAX {
+            mistakes.push(format!("table {table} has more than {IDENTIFIER_BYTES_MAX} bytes"));
+        }
+        if !seen.insert(table) {
+            mistakes.push(format!("two tables would be called {table}"));
+        }
+    }
+}
+
+/// A checked projection, its types erased: what the engine and the gateway use.
+#[derive(Debug, Clone)]
+pub struct ProjectionDefinition {
+    name: Name,
+    version: u32,
+    aggregate_type: Name,
+    partition_count: PartitionCount,
+    views: Arc<[ViewDefinition]>,
+    kind: ProjectionKind,
+    statements: Arc<Statements>,
+}
+
+/// The rules of a projection.
+#[derive(Debug, Clone)]
+pub enum ProjectionKind {
+    /// A state for each aggregate.
+    Document(DocumentDefinition),
+    /// Deltas across aggregates.
+    Rollup(RollupDefinition),
+}
+
+impl ProjectionDefinition {
+    /// The projection's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Its version, from 1; fits a signed 32-bit column.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Whose events it is made of.
+    pub fn aggregate_type(&self) -> &Name {
+        &self.aggregate_type
+    }
+
+    /// How many partitions share the work.
+    pub fn partition_count(&self) -> PartitionCount {
+        self.partition_count
+    }
+
+    /// The partition that applies an aggregate's events; `None` when they are not of its type.
+    pub fn partition_of(&self, aggregate: &AggregateId) -> Option<u16> {
+        (*aggregate.kind() == self.aggregate_type)
+            .then(|| self.partition_count.partition_of(aggregate.id()))
+    }
+
+    /// The views that it feeds.
+    pub fn views(&self) -> &[ViewDefinition] {
+        &self.views
+    }
+
+    /// Its rules.
+    pub fn kind(&self) -> &ProjectionKind {
+        &self.kind
+    }
+
+    /// Its rules, when it is a document.
+    pub fn document(&self) -> Option<&DocumentDefinition> {
+        match &self.kind {
+            ProjectionKind::Document(document) => Some(document),
+            ProjectionKind::Rollup(_) => None,
+        }
+    }
+
+    /// The statements of its tables.
+    pub fn statements(&self) -> &Statements {
+        &self.statements
+    }
+
+    pub(crate) fn set_upcasters(&mut self, upcasters: &Arc<Upcasters>) {
+        match &mut self.kind {
+            ProjectionKind::Document(document) => document.set_upcasters(Arc::clone(upcasters)),
+            ProjectionKind::Rollup(rollup) => rollup.set_upcasters(Arc::clone(upcasters)),
+        }
+    }
+}

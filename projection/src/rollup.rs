@@ -1,0 +1,228 @@
+//! Rollups: sums and maxima across aggregates.
+//!
+//! Deltas commute, so that partitions need no order among each other: each keeps its own part of a
+//! row, and a read adds the parts up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use consistency::{Event, LogPosition};
+use serde::de::DeserializeOwned;
+
+use crate::decode::decode;
+use crate::fold::guarded;
+use crate::{FoldError, LIST_KEY_BYTES_MAX, ProjectionError, Upcasters, ViewDefinition};
+
+/// What each event adds to rows that many aggregates share.
+pub trait Rollup: Send + Sync + 'static {
+    /// As [`crate::Fold::Event`].
+    type Event: DeserializeOwned;
+
+    /// What `event` adds. Pure, and the same however often it is asked.
+    fn deltas(
+        &self,
+        event: Self::Event,
+        envelope: &Event,
+        deltas: &mut Deltas<'_>,
+    ) -> Result<(), FoldError>;
+}
+
+/// How the parts of a column combine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Combine {
+    Sum,
+    Max,
+}
+
+/// A column of a rollup: its name and how parts combine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Column {
+    pub(crate) name: &'static str,
+    pub(crate) combine: Combine,
+}
+
+/// One row's part of what an event adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta {
+    /// The row's key.
+    pub key: String,
+    /// One value for each column of the definition; `None` adds nothing.
+    pub values: Vec<Option<i64>>,
+}
+
+/// Collects deltas. Several for one key combine.
+#[derive(Debug)]
+pub struct Deltas<'a> {
+    columns: &'a [Column],
+    rows: BTreeMap<String, Vec<Option<i64>>>,
+    error: Option<String>,
+}
+
+impl Deltas<'_> {
+    /// Combines `value` into `column` of the row at `key`.
+    pub fn add(&mut self, key: impl Into<String>, column: &str, value: i64) {
+        if let Err(reason) = self.try_add(key.into(), column, value) {
+            self.error.get_or_insert(reason);
+        }
+    }
+
+    fn try_add(&mut self, key: String, column: &str, value: i64) -> Result<(), String> {
+        if key.is_empty() || key.len() > LIST_KEY_BYTES_MAX || key.contains('\0') {
+            return Err(format!("a key has 1 to {LIST_KEY_BYTES_MAX} bytes, none of them zero"));
+        }
+        let at = self
+            .columns
+            .iter()
+            .position(|known| known.name == column)
+            .ok_or_else(|| format!("the rollup has no column {column}"))?;
+        let columns = self.columns;
+        let values = self.rows.entry(key).or_insert_with(|| vec![None; columns.len()]);
+        values[at] = Some(combine(columns[at].combine, values[at], value)?);
+        Ok(())
+    }
+}
+
+fn combine(how: Combine, held: Option<i64>, value: i64) -> Result<i64, String> {
+    match (held, how) {
+        (None, _) => Ok(value),
+        (Some(held), Combine::Max) => Ok(held.max(value)),
+        (Some(held), Combine::Sum) => {
+            held.checked_add(value).ok_or_else(|| "a sum left 64 bits".to_owned())
+        }
+    }
+}
+
+/// A rollup without its types.
+#[derive(Clone)]
+pub struct RollupDefinition {
+    rollup: Arc<dyn ErasedRollup>,
+    view: ViewDefinition,
+    columns: Arc<[Column]>,
+    upcasters: Arc<Upcasters>,
+}
+
+impl std::fmt::Debug for RollupDefinition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RollupDefinition")
+            .field("view", &self.view)
+            .field("columns", &self.columns)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The parts that a batch of events adds to a rollup, as the columns of
+/// [`crate::sql::RollupStatements::add`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RollupChanges {
+    /// `$1`: the rows' keys.
+    pub keys: Vec<String>,
+    /// `$2`: the partition, the same for all.
+    pub partitions: Vec<i32>,
+    /// `$3`: epochs of the newest events in the parts.
+    pub epochs: Vec<i32>,
+    /// `$4`: positions of the newest events in the parts.
+    pub positions: Vec<i64>,
+    /// `$5` and on: one array for each column of the definition.
+    pub columns: Vec<Vec<Option<i64>>>,
+}
+
+impl RollupDefinition {
+    pub(crate) fn new(
+        rollup: Arc<dyn ErasedRollup>,
+        view: ViewDefinition,
+        columns: Arc<[Column]>,
+    ) -> Self {
+        Self { rollup, view, columns, upcasters: Arc::default() }
+    }
+
+    pub(crate) fn set_upcasters(&mut self, upcasters: Arc<Upcasters>) {
+        self.upcasters = upcasters;
+    }
+
+    pub(crate) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// The one view that it feeds.
+    pub fn view(&self) -> &ViewDefinition {
+        &self.view
+    }
+
+    /// The names of its columns, in the order of their values.
+    pub fn column_names(&self) -> impl Iterator<Item = &'static str> {
+        self.columns.iter().map(|column| column.name)
+    }
+
+    /// What one event adds.
+    pub fn deltas(&self, event: &Event) -> Result<Vec<Delta>, ProjectionError> {
+        let mut deltas = Deltas { columns: &self.columns, rows: BTreeMap::new(), error: None };
+        guarded(|| self.rollup.deltas(event, &self.upcasters, &mut deltas))?;
+        match deltas.error {
+            Some(reason) => {
+                Err(ProjectionError::Row { view: self.view.name().to_string(), reason })
+            }
+            None => {
+                Ok(deltas.rows.into_iter().map(|(key, values)| Delta { key, values }).collect())
+            }
+        }
+    }
+
+    /// Combines the deltas of a batch of one partition into one part for each row.
+    pub fn gather<'d>(
+        &self,
+        partition: u16,
+        deltas: impl IntoIterator<Item = (LogPosition, &'d Delta)>,
+    ) -> Result<RollupChanges, ProjectionError> {
+        let mut rows: BTreeMap<&str, (LogPosition, Vec<Option<i64>>)> = BTreeMap::new();
+        for (at, delta) in deltas {
+            let (newest, held) =
+                rows.entry(&delta.key).or_insert_with(|| (at, vec![None; self.columns.len()]));
+            *newest = at.max(*newest);
+            for ((column, held), value) in self.columns.iter().zip(held).zip(&delta.values) {
+                if let Some(value) = value {
+                    *held = Some(combine(column.combine, *held, *value).map_err(|reason| {
+                        ProjectionError::Row { view: self.view.name().to_string(), reason }
+                    })?);
+                }
+            }
+        }
+        let mut changes = RollupChanges {
+            columns: vec![Vec::with_capacity(rows.len()); self.columns.len()],
+            ..RollupChanges::default()
+        };
+        for (key, (at, values)) in rows {
+            changes.keys.push(key.to_owned());
+            changes.partitions.push(i32::from(partition));
+            changes.epochs.push(at.epoch.as_i32());
+            changes.positions.push(at.position.as_i64());
+            for (column, value) in changes.columns.iter_mut().zip(values) {
+                column.push(value);
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// A [`Rollup`] without its types.
+pub(crate) trait ErasedRollup: Send + Sync {
+    fn deltas(
+        &self,
+        event: &Event,
+        upcasters: &Upcasters,
+        deltas: &mut Deltas<'_>,
+    ) -> Result<(), ProjectionError>;
+}
+
+pub(crate) struct TypedRollup<R>(pub(crate) R);
+
+impl<R: Rollup> ErasedRollup for TypedRollup<R> {
+    fn deltas(
+        &self,
+        event: &Event,
+        upcasters: &Upcasters,
+        deltas: &mut Deltas<'_>,
+    ) -> Result<(), ProjectionError> {
+        let decoded = decode::<R::Event>(event, upcasters)?;
+        self.0.deltas(decoded, event, deltas).map_err(ProjectionError::Fold)
+    }
+}

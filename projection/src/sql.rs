@@ -1,0 +1,337 @@
+//! The statements that are generated for the tables of a projection; every other statement of
+//! Tidemark is static.
+//!
+//! A version of a projection has a state table `<projection>_v<version>_state` and a table
+//! `<projection>_v<version>_<view>` for each view, `-` written as `_`. Their names are made of
+//! [`Name`]s only, which hold nothing that could leave a quoted identifier or a literal.
+//!
+//! | table | key | further columns |
+//! |---|---|---|
+//! | state | `aggregate_id` | `partition`, `version`, `epoch`, `position`, `created_position`, `state` |
+//! | row view | `aggregate_id` | `version`, `epoch`, `position`, `data` |
+//! | list view | `list_key`, `created_position`, `aggregate_id` | `data` |
+//! | rollup | `key`, `partition` | `epoch`, `position`, one for each sum or maximum |
+//!
+//! Writers lock the checkpoint row of their partition first; rows of different partitions never
+//! meet. Readers take rows, checkpoints, parked aggregates and the active version in one statement,
+//! which is one snapshot. A reader of a version that was dropped meets a missing table (SQLSTATE
+//! 42P01), and has to learn the active version again.
+
+mod read;
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use consistency::Name;
+
+use crate::rollup::{Column, Combine};
+use crate::{ProjectionKind, RollupDefinition, ViewDefinition, ViewKind};
+
+pub use read::{
+    ListAnswer, ListColumns, ListItem, RollupAnswer, RollupColumns, RollupRow, RowAnswer,
+    RowColumns, Snapshot, StoredRow,
+};
+
+/// What Postgres cuts longer identifiers to.
+pub const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// A row of [`Statements::load_states`]: aggregate id, version, epoch, position, created position,
+/// state. Decoded by [`crate::StoredState::from_columns`].
+pub type StateColumns = (String, i64, i32, i64, i64, Option<String>);
+
+/// Every statement of one version of a projection.
+#[derive(Debug)]
+pub struct Statements {
+    /// Makes the tables where they are absent; to be run one by one.
+    pub create: Vec<Arc<str>>,
+    /// Drops the tables that are there.
+    pub drop: Arc<str>,
+    /// `$1 text[]`: aggregate ids. Rows of [`StateColumns`] for those that have one. A rollup has
+    /// states as well, without text: they say which versions it has counted.
+    pub load_states: Arc<str>,
+    /// Parameters are the fields of [`crate::StateWrites`] in their order. Returns one row of one
+    /// `bigint`: how many states were written. Fewer than were given means that a version was not
+    /// the one demanded: roll back.
+    pub write_states: Arc<str>,
+    /// In the order of the definition's views.
+    pub views: Vec<ViewStatements>,
+    tables: Vec<String>,
+}
+
+/// The statements of one view.
+#[derive(Debug)]
+pub enum ViewStatements {
+    /// Of a row view.
+    Row(RowStatements),
+    /// Of a list view.
+    List(ListStatements),
+    /// Of a rollup.
+    Rollup(RollupStatements),
+}
+
+/// The statements of a row view.
+#[derive(Debug)]
+pub struct RowStatements {
+    /// `$1 text[]`: aggregate ids.
+    pub delete: Arc<str>,
+    /// Aggregate ids, versions, epochs, positions, data, as in [`crate::RowChanges`].
+    pub upsert: Arc<str>,
+    /// `$1 integer`: the aggregate's partition; `$2 text`: its id. Always one row of [`RowColumns`].
+    pub read: Arc<str>,
+}
+
+/// The statements of a list view. Deletes run before upserts.
+#[derive(Debug)]
+pub struct ListStatements {
+    /// List keys, created positions, aggregate ids, as in [`crate::ListChanges`].
+    pub delete: Arc<str>,
+    /// List keys, created positions, aggregate ids, data, as in [`crate::ListChanges`].
+    pub upsert: Arc<str>,
+    /// `$1 text`: the list's key; `$2 bigint`, `$3 text`: created position and aggregate id of the
+    /// item that the page begins after, 0 and empty for the first page; `$4 bigint`: most items;
+    /// `$5 bigint`: most parked aggregates. Always one row of [`ListColumns`].
+    pub read: Arc<str>,
+}
+
+/// The statements of a rollup.
+#[derive(Debug)]
+pub struct RollupStatements {
+    /// Parameters are the fields of [`crate::RollupChanges`] in their order.
+    pub add: Arc<str>,
+    /// `$1 text`: the row's key; `$2 bigint`: most parked aggregates. Always one row of
+    /// [`RollupColumns`].
+    pub read: Arc<str>,
+}
+
+/// What the names of tables and the literals of statements are made of.
+struct Naming<'a> {
+    projection: &'a Name,
+    version: u32,
+    aggregate_type: &'a Name,
+}
+
+impl Naming<'_> {
+    fn table(&self, suffix: &str) -> String {
+        format!("{}_v{}_{suffix}", self.projection, self.version).replace('-', "_")
+    }
+}
+
+impl Statements {
+    pub(crate) fn new(
+        projection: &Name,
+        version: u32,
+        aggregate_type: &Name,
+        views: &[ViewDefinition],
+        kind: &ProjectionKind,
+    ) -> Self {
+        let naming = Naming { projection, version, aggregate_type };
+        let state_table = naming.table("state");
+        let mut create = vec![create_states(&state_table)];
+        let mut tables = vec![state_table.clone()];
+        let mut statements = Vec::new();
+        for view in views {
+            let table = naming.table(view.name().as_str());
+            let (made, of_view) = match (view.kind(), kind) {
+                (ViewKind::Row, _) => (create_rows(&table), row_statements(&naming, &table)),
+                (ViewKind::List, _) => {
+                    (create_list(&table), list_statements(&naming, &table, &state_table))
+                }
+                (ViewKind::Rollup, ProjectionKind::Rollup(rollup)) => {
+                    (create_rollup(&table, rollup), rollup_statements(&naming, &table, rollup))
+                }
+                // Projection::rollup() alone makes rollup views.
+                (ViewKind::Rollup, ProjectionKind::Document(_)) => continue,
+            };
+            create.push(made);
+            statements.push(of_view);
+            tables.push(table);
+        }
+        let quoted: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
+        Self {
+            create,
+            drop: format!("drop table if exists {}", quoted.join(", ")).into(),
+            load_states: load_states(&state_table),
+            write_states: write_states(&state_table),
+            views: statements,
+            tables,
+        }
+    }
+
+    /// The names of the tables, unquoted.
+    pub fn tables(&self) -> impl Iterator<Item = &str> {
+        self.tables.iter().map(String::as_str)
+    }
+}
+
+fn create_states(table: &str) -> Arc<str> {
+    format!(
+        r#"create table if not exists "{table}" (
+            aggregate_id text primary key,
+            partition integer not null,
+            version bigint not null,
+            epoch integer not null,
+            position bigint not null,
+            created_position bigint not null,
+            state text
+        ) with (fillfactor = 80)"#
+    )
+    .into()
+}
+
+fn create_rows(table: &str) -> Arc<str> {
+    format!(
+        r#"create table if not exists "{table}" (
+            aggregate_id text primary key,
+            version bigint not null,
+            epoch integer not null,
+            position bigint not null,
+            data json not null
+        ) with (fillfactor = 80)"#
+    )
+    .into()
+}
+
+fn create_list(table: &str) -> Arc<str> {
+    format!(
+        r#"create table if not exists "{table}" (
+            list_key text not null,
+            created_position bigint not null,
+            aggregate_id text not null,
+            data json not null,
+            primary key (list_key, created_position, aggregate_id)
+        ) with (fillfactor = 80)"#
+    )
+    .into()
+}
+
+fn create_rollup(table: &str, rollup: &RollupDefinition) -> Arc<str> {
+    let columns = listed(rollup.columns(), |_, column| format!("\"{}\" bigint,", column.name));
+    format!(
+        r#"create table if not exists "{table}" (
+            key text not null,
+            partition integer not null,
+            epoch integer not null,
+            position bigint not null,
+            {columns}
+            primary key (key, partition)
+        ) with (fillfactor = 80)"#
+    )
+    .into()
+}
+
+fn load_states(table: &str) -> Arc<str> {
+    format!(
+        r#"select aggregate_id, version, epoch, position, created_position, state
+        from "{table}" where aggregate_id = any($1::text[])"#
+    )
+    .into()
+}
+
+/// Demands the previous version rather than a smaller one, which would hide a gap.
+fn write_states(table: &str) -> Arc<str> {
+    format!(
+        r#"with given as (
+            select * from unnest(
+                $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::integer[],
+                $6::bigint[], $7::bigint[], $8::text[]
+            ) as given (
+                aggregate_id, partition, previous_version, version, epoch, position,
+                created_position, state
+            )
+        ), updated as (
+            update "{table}" as held
+            set version = given.version, epoch = given.epoch, position = given.position,
+                created_position = given.created_position, state = given.state
+            from given
+            where held.aggregate_id = given.aggregate_id
+                and held.version = given.previous_version and given.previous_version > 0
+            returning 1
+        ), inserted as (
+            insert into "{table}"
+                (aggregate_id, partition, version, epoch, position, created_position, state)
+            select aggregate_id, partition, version, epoch, position, created_position, state
+            from given where previous_version = 0
+            on conflict (aggregate_id) do nothing
+            returning 1
+        )
+        select (select count(*) from updated) + (select count(*) from inserted) as written"#
+    )
+    .into()
+}
+
+fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
+    let delete = format!(r#"delete from "{table}" where aggregate_id = any($1::text[])"#);
+    let upsert = format!(
+        r#"insert into "{table}" (aggregate_id, version, epoch, position, data)
+        select aggregate_id, version, epoch, position, data::json from unnest(
+            $1::text[], $2::bigint[], $3::integer[], $4::bigint[], $5::text[]
+        ) as given (aggregate_id, version, epoch, position, data)
+        on conflict (aggregate_id) do update set version = excluded.version,
+            epoch = excluded.epoch, position = excluded.position, data = excluded.data"#
+    );
+    ViewStatements::Row(RowStatements {
+        delete: delete.into(),
+        upsert: upsert.into(),
+        read: read::row(naming, table).into(),
+    })
+}
+
+fn list_statements(naming: &Naming<'_>, table: &str, state_table: &str) -> ViewStatements {
+    let delete = format!(
+        r#"delete from "{table}" as held
+        using unnest($1::text[], $2::bigint[], $3::text[])
+            as gone (list_key, created_position, aggregate_id)
+        where held.list_key = gone.list_key and held.created_position = gone.created_position
+            and held.aggregate_id = gone.aggregate_id"#
+    );
+    let upsert = format!(
+        r#"insert into "{table}" (list_key, created_position, aggregate_id, data)
+        select list_key, created_position, aggregate_id, data::json from unnest(
+            $1::text[], $2::bigint[], $3::text[], $4::text[]
+        ) as given (list_key, created_position, aggregate_id, data)
+        on conflict (list_key, created_position, aggregate_id) do update set data = excluded.data"#
+    );
+    ViewStatements::List(ListStatements {
+        delete: delete.into(),
+        upsert: upsert.into(),
+        read: read::list(naming, table, state_table).into(),
+    })
+}
+
+fn rollup_statements(
+    naming: &Naming<'_>,
+    table: &str,
+    rollup: &RollupDefinition,
+) -> ViewStatements {
+    let columns = rollup.columns();
+    let names = listed(columns, |_, column| format!(", \"{}\"", column.name));
+    let arrays = listed(columns, |at, _| format!(", ${}::bigint[]", at + 5));
+    let combined = listed(columns, |_, Column { name, combine }| match combine {
+        Combine::Max => format!(r#", "{name}" = greatest(held."{name}", excluded."{name}")"#),
+        Combine::Sum => format!(
+            r#", "{name}" = case when held."{name}" is null then excluded."{name}"
+                else held."{name}" + coalesce(excluded."{name}", 0) end"#
+        ),
+    });
+    let newer = "(excluded.epoch, excluded.position) > (held.epoch, held.position)";
+    let add = format!(
+        r#"insert into "{table}" as held (key, partition, epoch, position{names})
+        select key, partition, epoch, position{names} from unnest(
+            $1::text[], $2::integer[], $3::integer[], $4::bigint[]{arrays}
+        ) as given (key, partition, epoch, position{names})
+        on conflict (key, partition) do update set
+            epoch = case when {newer} then excluded.epoch else held.epoch end,
+            position = case when {newer} then excluded.position else held.position end{combined}"#
+    );
+    ViewStatements::Rollup(RollupStatements {
+        add: add.into(),
+        read: read::rollup(naming, table, columns).into(),
+    })
+}
+
+fn listed(columns: &[Column], text: impl Fn(usize, &Column) -> String) -> String {
+    columns.iter().enumerate().fold(String::new(), |mut list, (at, column)| {
+        write!(list, "{}", text(at, column)).expect("writing to a string cannot fail");
+        list
+    })
+}

@@ -137,7 +137,7 @@ impl Session {
         };
         let log_id = self.config.log_id.get();
         let call = append_events(&mut connection, log_id, batch_id, &batch.appends);
-        match timeout(self.config.commit_wait_max, call).await {
+        match timeout(self.config.statement_wait_max, call).await {
             Ok(Ok(answers)) => {
                 self.connection = Some(connection);
                 Outcome::Answered(answers)

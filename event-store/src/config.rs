@@ -24,9 +24,11 @@ pub struct StoreConfig {
     pub queue_commands_max: usize,
     /// Most bytes that wait to be gathered.
     pub queue_bytes_max: usize,
-    /// How long the database is given for one commit. Longer than [`Timeouts::statement`], so that the
-    /// server gives up first and says so.
-    pub commit_wait_max: Duration,
+    /// Most bytes of data that one read of several events answers with; a first event always fits.
+    pub read_bytes_max: usize,
+    /// How long the database is given for one statement. Longer than [`Timeouts::statement`], so that
+    /// the server gives up first and says so.
+    pub statement_wait_max: Duration,
     /// How long a commit of unknown outcome is looked up before that is the answer.
     pub settle_wait_max: Duration,
 }
@@ -43,7 +45,8 @@ impl StoreConfig {
             gather_bytes_max: 8 * 1024 * 1024,
             queue_commands_max: 10_000,
             queue_bytes_max: 64 * 1024 * 1024,
-            commit_wait_max: Duration::from_secs(6),
+            read_bytes_max: 8 * 1024 * 1024,
+            statement_wait_max: Duration::from_secs(6),
             settle_wait_max: Duration::from_secs(10),
         }
     }
@@ -137,7 +140,7 @@ impl RelayConfig {
             read_events_max: 1000,
             ack_wait_max: Duration::from_secs(5),
             poll_interval: Duration::from_secs(1),
-            lease_duration: Duration::from_secs(6),
+            lease_duration: Duration::from_secs(3),
             stream_age_max: Duration::ZERO,
             stream_bytes_max: None,
             stream_replica_count: 1,

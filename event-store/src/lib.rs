@@ -12,6 +12,7 @@ mod commit;
 mod config;
 mod error;
 mod gather;
+mod lease;
 mod log;
 mod relay;
 mod store;

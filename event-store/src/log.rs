@@ -88,12 +88,20 @@ pub(crate) async fn aggregate_head(
     })
 }
 
+/// How much one read answers with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub events: u32,
+    /// Of data; a first event always fits.
+    pub bytes: i64,
+}
+
 /// The events of one aggregate from a version on, in order.
 pub(crate) async fn read_aggregate(
     executor: impl PgExecutor<'_>,
     aggregate: &AggregateId,
     from: Version,
-    limit: u32,
+    limit: Limit,
 ) -> Result<Vec<Event>, ReadError> {
     let rows = sqlx::query_as!(
         Row,
@@ -102,25 +110,63 @@ pub(crate) async fn read_aggregate(
                   (extract(epoch from committed_at) * 1000000)::bigint as "committed_at_micros!",
                   correlation_id, causation_id, idempotency_key_hash, traceparent,
                   data::text as "data!"
-           from event
-           where aggregate_type = $1 and aggregate_id = $2 and version >= $3
-           order by version
-           limit $4"#,
+           from (
+               select *,
+                      sum(octet_length(data::text)) over (order by version) as bytes_so_far,
+                      row_number() over (order by version) as nth
+               from event
+               where aggregate_type = $1 and aggregate_id = $2 and version >= $3
+               order by version
+               limit $4
+           ) as candidate
+           where bytes_so_far <= $5 or nth = 1
+           order by version"#,
         aggregate.kind().as_str(),
         aggregate.id(),
         from.as_i64(),
-        i64::from(limit),
+        i64::from(limit.events),
+        limit.bytes,
     )
     .fetch_all(executor)
     .await?;
     rows.into_iter().map(Row::into_event).collect()
 }
 
+/// The id of the event at a position; nil at zero, `None` past the end.
+pub(crate) async fn event_id_at(
+    executor: impl PgExecutor<'_>,
+    position: Position,
+) -> Result<Option<EventId>, ReadError> {
+    if position == Position::ZERO {
+        return Ok(Some(EventId::NIL));
+    }
+    let id = sqlx::query_scalar!("select id from event where position = $1", position.as_i64())
+        .fetch_optional(executor)
+        .await?;
+    Ok(id.map(EventId::new))
+}
+
+/// Has appends refused from now on, unless they are refused already or the epoch is over.
+pub(crate) async fn refuse(
+    executor: impl PgExecutor<'_>,
+    epoch: Epoch,
+    reason: &str,
+) -> Result<(), ReadError> {
+    sqlx::query!(
+        "update log_head set refused_because = $2 where epoch = $1 and refused_because is null",
+        epoch.as_i32(),
+        reason,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
 /// The events after a position, in order.
 pub(crate) async fn read_range(
     executor: impl PgExecutor<'_>,
     after: Position,
-    limit: u32,
+    limit: Limit,
 ) -> Result<Vec<Event>, ReadError> {
     let rows = sqlx::query_as!(
         Row,
@@ -129,12 +175,20 @@ pub(crate) async fn read_range(
                   (extract(epoch from committed_at) * 1000000)::bigint as "committed_at_micros!",
                   correlation_id, causation_id, idempotency_key_hash, traceparent,
                   data::text as "data!"
-           from event
-           where position > $1
-           order by position
-           limit $2"#,
+           from (
+               select *,
+                      sum(octet_length(data::text)) over (order by position) as bytes_so_far,
+                      row_number() over (order by position) as nth
+               from event
+               where position > $1
+               order by position
+               limit $2
+           ) as candidate
+           where bytes_so_far <= $3 or nth = 1
+           order by position"#,
         after.as_i64(),
-        i64::from(limit),
+        i64::from(limit.events),
+        limit.bytes,
     )
     .fetch_all(executor)
     .await?;

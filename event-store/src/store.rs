@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use consistency::{AggregateId, EpochHistory, Event, LogPosition, Position, Version};
+use consistency::{
+    AggregateId, Epoch, EpochHistory, Event, EventId, LogPosition, Position, Version,
+};
 use sqlx::PgPool;
 use sqlx::migrate::MigrateError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::append::{Append, Appended};
 use crate::gather::{Gatherer, Queued};
-use crate::log::{self, AggregateHead, Head};
+use crate::log::{self, AggregateHead, Head, Limit};
 use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
 
 /// Brings the database's schema up to what this crate needs. Newer migrations than it knows are left
@@ -96,8 +99,8 @@ impl EventStore {
 
     /// The end of the log, as the database has it now.
     pub async fn head(&self) -> Result<Head, ReadError> {
-        let head = log::head(&self.shared.pool).await?.ok_or_else(log::no_head)?;
-        self.saw(head.at);
+        let head = self.bounded(log::head(self.pool())).await?.ok_or_else(log::no_head)?;
+        raise(&self.shared.committed, head.at);
         Ok(head)
     }
 
@@ -116,27 +119,30 @@ impl EventStore {
         &self,
         aggregate: &AggregateId,
     ) -> Result<AggregateHead, ReadError> {
-        log::aggregate_head(&self.shared.pool, aggregate).await
+        self.bounded(log::aggregate_head(self.pool(), aggregate)).await
     }
 
-    /// At most `limit` events of an aggregate from a version on, in order.
+    /// At most `limit` events of an aggregate from a version on, in order. Fewer when they are large;
+    /// none only at the aggregate's end.
     pub async fn read_aggregate(
         &self,
         aggregate: &AggregateId,
         from: Version,
         limit: u32,
     ) -> Result<Vec<Event>, ReadError> {
-        log::read_aggregate(&self.shared.pool, aggregate, from, limit).await
+        let limit = self.limit(limit);
+        self.bounded(log::read_aggregate(self.pool(), aggregate, from, limit)).await
     }
 
-    /// At most `limit` events of the log after a position, in order.
+    /// At most `limit` events of the log after a position, in order. Fewer when they are large; none
+    /// only at the log's end.
     pub async fn read_range(&self, after: Position, limit: u32) -> Result<Vec<Event>, ReadError> {
-        log::read_range(&self.shared.pool, after, limit).await
+        self.bounded(log::read_range(self.pool(), after, self.limit(limit))).await
     }
 
     /// The epochs of the log.
     pub async fn epochs(&self) -> Result<EpochHistory, ReadError> {
-        log::epochs(&self.shared.pool).await
+        self.bounded(log::epochs(self.pool())).await
     }
 
     /// The bounds it was opened with.
@@ -148,8 +154,31 @@ impl EventStore {
         &self.shared.pool
     }
 
-    fn saw(&self, at: LogPosition) {
-        raise(&self.shared.committed, at);
+    /// The id of the event at a position; nil at zero, `None` past the end.
+    pub(crate) async fn event_id_at(&self, at: Position) -> Result<Option<EventId>, ReadError> {
+        self.bounded(log::event_id_at(self.pool(), at)).await
+    }
+
+    /// Has appends refused until an operator has looked at the reason.
+    pub(crate) async fn refuse(&self, epoch: Epoch, reason: &str) -> Result<(), ReadError> {
+        self.bounded(log::refuse(self.pool(), epoch, reason)).await
+    }
+
+    fn limit(&self, events: u32) -> Limit {
+        Limit {
+            events,
+            bytes: i64::try_from(self.shared.config.read_bytes_max).unwrap_or(i64::MAX),
+        }
+    }
+
+    async fn bounded<T>(
+        &self,
+        read: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, ReadError> {
+        timeout(self.shared.config.statement_wait_max, read).await.unwrap_or_else(|_| {
+            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(ReadError::Unavailable(sqlx::Error::Io(late)))
+        })
     }
 }
 

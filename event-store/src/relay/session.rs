@@ -1,0 +1,209 @@
+//! One unbroken stretch of publishing: from comparing log and stream to the first surprise.
+
+use std::error::Error;
+use std::sync::atomic::Ordering;
+
+use async_nats::Client;
+use async_nats::connection::State;
+use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
+use async_nats::jetstream::stream::Stream;
+use consistency::{EventId, LogPosition, Position};
+use futures::StreamExt;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::pipeline::Pipeline;
+use super::stream::{self, Comparison, Incarnation};
+use super::{RelayState, Report};
+use crate::{EventStore, ReadError, RelayConfig};
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error("not connected to NATS")]
+    Disconnected,
+    #[error("could not read the log")]
+    Read(#[from] ReadError),
+    #[error("the stream could not be read, created or subscribed to")]
+    Stream(#[source] Box<dyn Error + Send + Sync>),
+    #[error("events of up to {configured} bytes are taken, the server publishes up to {server}")]
+    PayloadLimit { configured: usize, server: usize },
+    /// Not an error: another relay published, an acknowledgement was lost, the connection was renewed.
+    #[error("{0}")]
+    LostPlace(&'static str),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl SessionError {
+    pub(super) fn stream(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Stream(error.into())
+    }
+
+    pub(super) fn publish(error: PublishError) -> Self {
+        match error.kind() {
+            PublishErrorKind::WrongLastSequence => {
+                Self::LostPlace("the stream does not end where it did")
+            }
+            PublishErrorKind::StreamNotFound => Self::LostPlace("the stream is gone"),
+            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+                Self::LostPlace("an acknowledgement was lost")
+            }
+            PublishErrorKind::WrongLastMessageId
+            | PublishErrorKind::MaxAckPending
+            | PublishErrorKind::MaxPayloadExceeded
+            | PublishErrorKind::Other => Self::stream(error),
+        }
+    }
+}
+
+pub(super) struct Session<'a> {
+    store: &'a EventStore,
+    client: &'a Client,
+    context: Context,
+    config: &'a RelayConfig,
+    report: &'a Report,
+    shutdown: &'a CancellationToken,
+    /// How often the client had connected when the session began.
+    connect_count: u64,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        store: &'a EventStore,
+        client: &'a Client,
+        config: &'a RelayConfig,
+        report: &'a Report,
+        shutdown: &'a CancellationToken,
+    ) -> Self {
+        // A context of its own: acknowledgements that the session before gave up count against it.
+        let context = ContextBuilder::new()
+            .timeout(config.ack_wait_max)
+            .max_ack_inflight(config.in_flight_max + 1)
+            .build(client.clone());
+        let connect_count = client.statistics().connects.load(Ordering::Relaxed);
+        Self { store, client, context, config, report, shutdown, connect_count }
+    }
+
+    /// Publishes until the shutdown (`Ok`) or a surprise.
+    pub(super) async fn run(&self) -> Result<(), SessionError> {
+        self.check_connection()?;
+        self.check_payload_limit()?;
+        let subject = self.config.wake_subject.clone();
+        let mut wake = self.client.subscribe(subject).await.map_err(SessionError::stream)?;
+        let mut head = self.store.watch_head();
+        let (stream, end, end_id) = self.find_place().await?;
+        self.report.published(end);
+        self.report.state(RelayState::Active);
+        let mut pipeline = Pipeline::new(&self.context, self.config.in_flight_max, end, end_id);
+        let mut poll = interval(self.config.poll_interval);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        poll.reset();
+        loop {
+            head.mark_unchanged();
+            self.publish_backlog(&mut pipeline).await?;
+            tokio::select! {
+                biased;
+                // Nothing is in flight here.
+                () = self.shutdown.cancelled() => return Ok(()),
+                // What this process appended; the store outlives the session.
+                _ = head.changed() => {}
+                // What another process appended. An ended subscription is a lost connection.
+                message = wake.next() => {
+                    if message.is_none() {
+                        return Err(SessionError::Disconnected);
+                    }
+                }
+                // Whatever went unnoticed.
+                _ = poll.tick() => self.check_stream(&stream, pipeline.acknowledged()).await?,
+            }
+            self.check_connection()?;
+        }
+    }
+
+    /// Publishes until log and stream are level, or the shutdown. Nothing is in flight afterwards.
+    async fn publish_backlog(&self, pipeline: &mut Pipeline<'_>) -> Result<(), SessionError> {
+        let mut events = self.read_after(pipeline.acknowledged().position).await?;
+        while let Some(last) = events.last() {
+            let last = last.at.position;
+            // The next rows are read while these are sent.
+            let (sent, next) = tokio::join!(pipeline.send(events), self.read_after(last));
+            sent?;
+            events = next?;
+            if events.is_empty() || self.shutdown.is_cancelled() {
+                pipeline.drain().await?;
+                self.report.published(pipeline.acknowledged());
+                if self.shutdown.is_cancelled() {
+                    return Ok(());
+                }
+                events = self.read_after(last).await?;
+            }
+            self.report.published(pipeline.acknowledged());
+            self.check_connection()?;
+        }
+        Ok(())
+    }
+
+    async fn read_after(
+        &self,
+        position: Position,
+    ) -> Result<Vec<consistency::Event>, SessionError> {
+        let limit = u32::try_from(self.config.read_events_max.max(1)).unwrap_or(u32::MAX);
+        Ok(self.store.read_range(position, limit).await?)
+    }
+
+    /// Compares stream and log; what they contradict each other in is told to the log.
+    async fn find_place(&self) -> Result<(Stream, LogPosition, EventId), SessionError> {
+        if let Some(reason) = self.store.head().await?.refused_because {
+            return Err(SessionError::Refused(reason));
+        }
+        let epochs = self.store.epochs().await?;
+        let incarnation =
+            Incarnation { epoch: epochs.current(), starts_after: epochs.current_starts_after() };
+        let stream = stream::ensure(&self.context, incarnation, self.config).await?;
+        // The stream first: the log only grows, so a stream that is ahead of it then was never behind.
+        let end = stream::end(&stream).await?;
+        let head = self.store.head().await?;
+        let position = Position::new(end.sequence).unwrap_or(Position::MAX);
+        let id_in_log = self.store.event_id_at(position).await?;
+        match stream::compare(end, incarnation, head.at, id_in_log) {
+            Comparison::Continue(at, id) => Ok((stream, at, id)),
+            Comparison::Contradiction(reason) => {
+                self.store.refuse(incarnation.epoch, &reason).await?;
+                Err(SessionError::Refused(reason))
+            }
+        }
+    }
+
+    /// The stream still ends where this relay left it.
+    async fn check_stream(&self, stream: &Stream, at: LogPosition) -> Result<(), SessionError> {
+        let info = stream.get_info().await.map_err(SessionError::stream)?;
+        if info.state.last_sequence == at.position.get() {
+            Ok(())
+        } else {
+            Err(SessionError::LostPlace("the stream does not end where it did"))
+        }
+    }
+
+    /// After a reconnect the server may be another one, with another stream.
+    fn check_connection(&self) -> Result<(), SessionError> {
+        if self.client.connection_state() != State::Connected {
+            Err(SessionError::Disconnected)
+        } else if self.client.statistics().connects.load(Ordering::Relaxed) != self.connect_count {
+            Err(SessionError::LostPlace("the connection to NATS was renewed"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What cannot be published must not be committed.
+    fn check_payload_limit(&self) -> Result<(), SessionError> {
+        let server = self.client.server_info().max_payload;
+        let configured = self.store.config().payload_bytes_max;
+        if configured > server {
+            Err(SessionError::PayloadLimit { configured, server })
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Servers, stores and events for the tests.
+
+use std::time::Duration;
+
+use compose::postgres::{Cluster, Options};
+use consistency::{AggregateId, EventId, LogId, Name, Position, SchemaVersion, Version};
+use event_store::{
+    Append, AppendError, Appended, Committer, EventStore, Expected, NewEvent, StoreConfig, Timeouts,
+};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const LOG_ID: LogId = LogId::new(Uuid::from_u128(0x7469_6465));
+
+/// A cluster with a migrated log.
+pub struct Database {
+    pub cluster: Cluster,
+    pub url: String,
+}
+
+impl Database {
+    pub async fn start() -> Self {
+        let cluster = Cluster::start(Options::default()).await.unwrap();
+        let url = cluster.create_database("tidemark_log").await.unwrap();
+        let database = Self { cluster, url };
+        event_store::migrate(&database.pool().await).await.unwrap();
+        database
+    }
+
+    pub async fn pool(&self) -> PgPool {
+        pool(&self.url)
+    }
+
+    /// A store with a pool and a committer of its own, as another process would have.
+    pub async fn store(&self) -> (EventStore, Committer) {
+        EventStore::open(self.pool().await, StoreConfig::new(LOG_ID)).await.unwrap()
+    }
+}
+
+pub fn pool(url: &str) -> PgPool {
+    let options: PgConnectOptions = url.parse().unwrap();
+    PgPoolOptions::new()
+        .max_connections(5)
+        .acquire_timeout(Duration::from_secs(3))
+        .connect_lazy_with(Timeouts::default().apply(options))
+}
+
+pub fn order(id: &str) -> AggregateId {
+    AggregateId::new(Name::new("order").unwrap(), id).unwrap()
+}
+
+pub fn event(data: &str) -> NewEvent {
+    NewEvent {
+        id: EventId::new(Uuid::now_v7()),
+        event_type: Name::new("OrderPlaced").unwrap(),
+        schema_version: SchemaVersion::FIRST,
+        data: data.to_owned(),
+    }
+}
+
+pub fn append(aggregate: &AggregateId, expected: Expected, event_count: usize) -> Append {
+    Append {
+        aggregate: aggregate.clone(),
+        expected,
+        events: (0..event_count).map(|nth| event(&format!("{{\"nth\": {nth}}}"))).collect(),
+        correlation_id: Uuid::new_v4(),
+        causation_id: Uuid::new_v4(),
+        idempotency_key_hash: None,
+        traceparent: None,
+    }
+}
+
+/// Appends one event to each of `count` orders in turn.
+pub async fn fill(store: &EventStore, count: usize) {
+    for nth in 0..count {
+        let order = order(&format!("o-{}", nth % 7));
+        store.append(append(&order, Expected::Any, 1)).await.unwrap();
+    }
+}
+
+pub fn is_conflict(answer: &Result<Appended, AppendError>) -> bool {
+    matches!(answer, Err(AppendError::Conflict { .. }))
+}
+
+pub fn position(value: u64) -> Position {
+    Position::new(value).unwrap()
+}
+
+pub fn version(value: u64) -> Version {
+    Version::new(value).unwrap()
+}
+
+/// Waits until `condition` answers something.
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Positions are dense, predecessors are named, versions of each aggregate have no gap.
+pub async fn assert_log_is_whole(pool: &PgPool) -> i64 {
+    let (count, last): (i64, i64) =
+        sqlx::query_as("select count(*), coalesce(max(position), 0) from event")
+            .fetch_one(pool)
+            .await
+            .unwrap();
+    assert_eq!(count, last, "positions are dense");
+    let strangers: i64 = sqlx::query_scalar(
+        "select count(*) from (
+             select previous_id, lag(id) over (order by position) as before from event
+         ) as e
+         where previous_id <> coalesce(before, '00000000-0000-0000-0000-000000000000')",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    assert_eq!(strangers, 0, "each event names its predecessor");
+    let gaps: i64 = sqlx::query_scalar(
+        "select count(*) from (
+             select version, row_number() over (
+                 partition by aggregate_type, aggregate_id order by position
+             ) as nth
+             from event
+         ) as e
+         where version <> nth",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    assert_eq!(gaps, 0, "versions follow each other in the order of positions");
+    let head_is_last: bool = sqlx::query_scalar(
+        "select h.position = coalesce(max(e.position), 0)
+             and h.event_id = coalesce(
+                 (select id from event order by position desc limit 1),
+                 '00000000-0000-0000-0000-000000000000'
+             )
+         from log_head as h left join event as e on true
+         group by h.position, h.event_id",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    assert!(head_is_last);
+    count
+}

@@ -1,1 +1,52 @@
-//! Placeholder.
+//! The worked example: orders of customers for products.
+//!
+//! [`domain`] is all that the services see. Money is in integer cents. An event carries the names and
+//! prices as they were when its command ran, so that no read ever has to join.
+
+mod customer;
+mod order;
+mod order_command;
+mod product;
+mod rule;
+mod view;
+
+use projection::{Domain, DomainError, Projection};
+
+pub use customer::{Customer, CustomerEvent, Customers, RegisterCustomer, RenameCustomer};
+pub use order::{Line, Order, OrderEvent, Orders, Status};
+pub use order_command::{
+    AddItem, CancelOrder, DeliverOrder, PlaceOrder, RemoveItem, RequestedItem, ShipOrder,
+};
+pub use product::{ChangePrice, CreateProduct, Product, ProductEvent, Products};
+pub use rule::{
+    ITEM_COUNT_MAX, NAME_BYTES_MAX, PRICE_CENTS_MAX, QUANTITY_MAX, REASON_BYTES_MAX,
+    TOTAL_CENTS_MIN,
+};
+pub use view::{OrderDetail, OrderSummary};
+
+/// Aggregate types `order`, `customer` and `product`, their commands, and the projection `orders`
+/// with its views `order-detail`, `orders-by-customer` and `orders-by-status`.
+pub fn domain() -> Result<Domain, DomainError> {
+    Domain::builder()
+        .aggregate("order", Orders)
+        .aggregate("customer", Customers)
+        .aggregate("product", Products)
+        .command::<PlaceOrder>()
+        .command::<AddItem>()
+        .command::<RemoveItem>()
+        .command::<ShipOrder>()
+        .command::<DeliverOrder>()
+        .command::<CancelOrder>()
+        .command::<RegisterCustomer>()
+        .command::<RenameCustomer>()
+        .command::<CreateProduct>()
+        .command::<ChangePrice>()
+        .projection(
+            Projection::document("orders", 1, "order", Orders)
+                .row("order-detail")
+                .list("orders-by-customer")
+                .list("orders-by-status")
+                .partitions(8),
+        )
+        .build()
+}

@@ -1,0 +1,75 @@
+//! What the projection `orders` shows.
+
+use projection::{Document, Rows};
+use serde::{Deserialize, Serialize};
+
+use crate::{Line, Order, Orders, Status};
+
+/// A row of `order-detail`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderDetail {
+    /// Which.
+    pub order_id: String,
+    /// Who ordered.
+    pub customer_id: String,
+    /// The customer's name when the order was placed.
+    pub customer_name: String,
+    /// How far it is.
+    pub status: Status,
+    /// One line for each product.
+    pub items: Vec<Line>,
+    /// What it costs.
+    pub total_cents: u64,
+    /// When it was placed, in microseconds since 1970 by the log's clock.
+    pub placed_at_unix_us: i64,
+}
+
+/// An item of `orders-by-customer` and of `orders-by-status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderSummary {
+    /// Which.
+    pub order_id: String,
+    /// Who ordered.
+    pub customer_id: String,
+    /// The customer's name when the order was placed.
+    pub customer_name: String,
+    /// How far it is.
+    pub status: Status,
+    /// How many products it is of.
+    pub item_count: usize,
+    /// What it costs.
+    pub total_cents: u64,
+    /// When it was placed, in microseconds since 1970 by the log's clock.
+    pub placed_at_unix_us: i64,
+}
+
+impl Document for Orders {
+    fn rows(&self, order: &Order, rows: &mut Rows<'_>) {
+        let order_id = rows.aggregate().id().to_owned();
+        // The fold refuses an order whose total has no value.
+        let total_cents = order.total_cents().unwrap_or_default();
+        let summary = OrderSummary {
+            order_id: order_id.clone(),
+            customer_id: order.customer_id.clone(),
+            customer_name: order.customer_name.clone(),
+            status: order.status,
+            item_count: order.items.len(),
+            total_cents,
+            placed_at_unix_us: order.placed_at_unix_us,
+        };
+        rows.item("orders-by-customer", &order.customer_id, &summary);
+        rows.item("orders-by-status", order.status.as_str(), &summary);
+        rows.row(
+            "order-detail",
+            &OrderDetail {
+                order_id,
+                customer_id: order.customer_id.clone(),
+                customer_name: order.customer_name.clone(),
+                status: order.status,
+                items: order.items.clone(),
+                total_cents,
+                placed_at_unix_us: order.placed_at_unix_us,
+            },
+        );
+    }
+}

@@ -68,6 +68,9 @@ pub enum Error {
         /// The last lines of the log.
         tail: String,
     },
+    /// The proxies refused an order.
+    #[error("the proxy refused")]
+    Proxy(#[from] crate::proxy::ProxyError),
     /// The operation needs the server in the other state.
     #[error("{name} is {state}")]
     State {

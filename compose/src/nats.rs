@@ -1,6 +1,7 @@
 //! NATS servers in temporary folders, and the configuration of the topology's three.
 
 pub mod config;
+mod topology;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::process::{Child, Program, Signal};
 use crate::{Error, ports, tools};
 
 pub use config::{Config, Role, Secret, User};
+pub use topology::{Topology, event_link};
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);

@@ -199,18 +199,26 @@ fn primary_gateway(region: &str) -> Grant {
 
 /// A leaf node's rights, seen from the primary: it publishes what its region sends and subscribes to what its region
 /// wants. Announcements and events are in neither list.
+///
+/// A mirror asks for a consumer at the origin, is answered on `$JSC.R`, gets its messages on `$JS.M`, and confirms
+/// them on `$JS.FC`: without the last it stalls after the first megabytes, and says nothing.
 fn leaf(primary: &str, region: &str) -> Grant {
     let origin = format!("$JS.{primary}.API");
-    let publish = api(&origin, &["CONSUMER.CREATE.*", "CONSUMER.CREATE.*.>", "STREAM.INFO.*"]);
-    Grant::new(User::Leaf(region.into()), publish, vec![INBOX.into(), "$JS.M.>".into()])
+    let mut publish = api(&origin, &["CONSUMER.CREATE.*", "CONSUMER.CREATE.*.>", "STREAM.INFO.*"]);
+    publish.push("$JS.FC.*.>".into());
+    let subscribe = vec![INBOX.into(), "$JSC.R.*".into(), "$JS.M.*".into()];
+    Grant::new(User::Leaf(region.into()), publish, subscribe)
 }
 
+/// Besides reading, it keeps the mirror: creates it, asks how far the origin is, and says the mirror's own request for
+/// a consumer again when a cut swallowed it. The server would wait half a minute for the answer to a lost request.
 fn region_projector(region: &str, primary: &str) -> Grant {
+    let repeated = format!("$JS.{primary}.API.CONSUMER.CREATE.*");
     let mut publish = consume();
     publish.extend(api("$JS.API", &["STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.DELETE.*"]));
     publish.push(format!("$JS.{primary}.API.STREAM.INFO.*"));
-    publish.push(currency_subject(region));
-    Grant::new(User::Projector, publish, vec![INBOX.into()])
+    publish.extend([repeated.clone(), currency_subject(region)]);
+    Grant::new(User::Projector, publish, vec![INBOX.into(), repeated])
 }
 
 fn region_gateway(region: &str) -> Grant {
@@ -263,7 +271,7 @@ impl Config {
             Role::Region { leaf_remote, .. } => {
                 let user = User::Leaf(self.region.clone()).to_string();
                 let password = self.secret.password(&user);
-                writeln!(f, "leafnodes {{\n  reconnect: 1\n  remotes: [{{")?;
+                writeln!(f, "leafnodes {{\n  reconnect: \"1s\"\n  remotes: [{{")?;
                 writeln!(f, "    url: \"nats-leaf://{user}:{password}@{leaf_remote}\"")?;
                 writeln!(f, "    account: {ACCOUNT}")?;
                 // Otherwise the server learns the primary's own address and reconnects around the proxy.

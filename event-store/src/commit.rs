@@ -169,7 +169,9 @@ impl Session {
         loop {
             match timeout_at(end, self.look_up(batch_id, batch)).await {
                 Ok(Ok(settled)) => return settled,
-                Ok(Err(error)) => tracing::warn!(%error, "could not look a commit up"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "could not look a commit up")
+                }
                 Err(_) => return Settled::Unknown,
             }
             if Instant::now() + SETTLE_PAUSE >= end {

@@ -35,6 +35,7 @@ struct Shared {
     config: StoreConfig,
     queue: mpsc::Sender<Queued>,
     queue_bytes: Arc<Semaphore>,
+    stop: CancellationToken,
     committed: watch::Sender<LogPosition>,
 }
 
@@ -73,7 +74,8 @@ impl EventStore {
             Gatherer::new(pool.clone(), config.clone(), waiting, committed.clone(), stop.clone());
         let task = tokio::spawn(gatherer.run());
         let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
-        let shared = Arc::new(Shared { pool, config, queue, queue_bytes, committed });
+        let shared =
+            Arc::new(Shared { pool, config, queue, queue_bytes, stop: stop.clone(), committed });
         Ok((Self { shared }, Committer { stop, task }))
     }
 
@@ -81,6 +83,9 @@ impl EventStore {
     /// caller stops waiting, the append is dropped if it is still queued, and may be committed if not.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         let shared = &self.shared;
+        if shared.stop.is_cancelled() {
+            return Err(AppendError::Stopping);
+        }
         let bytes = bounds::check(&append, &shared.config)?;
         let bytes_wanted = u32::try_from(bytes).map_err(|_| AppendError::Overloaded)?;
         let room = Arc::clone(&shared.queue_bytes)

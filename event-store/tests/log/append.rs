@@ -21,13 +21,13 @@ async fn hold_head(pool: &PgPool) -> Transaction<'static, Postgres> {
     lock
 }
 
-async fn until_blocked(lock: &mut Transaction<'static, Postgres>) {
+async fn until_blocked(pool: &PgPool) {
     eventually("an append waits for the head", async || {
         let waiting: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
              where wait_event_type = 'Lock' and query like '%append_events%'",
         )
-        .fetch_one(&mut **lock)
+        .fetch_one(pool)
         .await
         .unwrap();
         (waiting > 0).then_some(())
@@ -54,7 +54,7 @@ async fn positions_are_dense_and_versions_gapless_under_concurrent_appends() {
     });
     join_all(writers).await;
     let written: usize = (0..25).map(|nth| 1 + nth % 3).sum();
-    let count = assert_log_is_whole(&database.pool().await).await;
+    let count = assert_log_is_whole(&database.pool()).await;
     assert_eq!(count, 3 * 8 * written as i64);
     for (_, committer) in stores {
         committer.stop().await;
@@ -79,7 +79,7 @@ async fn of_concurrent_appends_that_expect_the_same_version_one_wins() {
         assert_eq!(winners[0].first_version, version(round + 1));
         assert_eq!(answers.iter().filter(|answer| is_conflict(answer)).count(), 7);
     }
-    assert_eq!(assert_log_is_whole(&database.pool().await).await, 20);
+    assert_eq!(assert_log_is_whole(&database.pool()).await, 20);
 }
 
 #[tokio::test]
@@ -110,15 +110,15 @@ async fn a_conflict_tells_where_the_aggregate_stands() {
     let head = store.aggregate_head(&known).await.unwrap();
     assert_eq!((head.version, head.at), (version(2), at_five));
     store.append(append(&known, last(version(2)), 1)).await.unwrap();
-    assert_eq!(assert_log_is_whole(&database.pool().await).await, 6);
+    assert_eq!(assert_log_is_whole(&database.pool()).await, 6);
 }
 
 #[tokio::test]
 async fn a_loser_of_a_gathered_commit_leaves_the_others_alone() {
     let database = Database::start().await;
     let (store, _committer) = database.store().await;
-    let pool = database.pool().await;
-    let mut lock = hold_head(&pool).await;
+    let pool = database.pool();
+    let lock = hold_head(&pool).await;
     let plug = store.append(append(&order("plug"), Expected::Any, 1));
     let a = order("a");
     let gathered = join_all([
@@ -129,7 +129,7 @@ async fn a_loser_of_a_gathered_commit_leaves_the_others_alone() {
         store.append(append(&order("c"), Expected::Any, 1)),
     ]);
     let release = async {
-        until_blocked(&mut lock).await;
+        until_blocked(&pool).await;
         lock.rollback().await.unwrap();
     };
     let (plug, answers, ()) = tokio::join!(plug, gathered, release);
@@ -154,8 +154,8 @@ async fn an_append_at_fault_does_not_fail_those_gathered_with_it() {
     let (store, _committer) = database.store().await;
     let used = append(&order("used"), Expected::Any, 1);
     store.append(used.clone()).await.unwrap();
-    let pool = database.pool().await;
-    let mut lock = hold_head(&pool).await;
+    let pool = database.pool();
+    let lock = hold_head(&pool).await;
     let plug = store.append(append(&order("plug"), Expected::Any, 1));
     let gathered = join_all([
         store.append(append(&order("a"), Expected::Any, 1)),
@@ -163,7 +163,7 @@ async fn an_append_at_fault_does_not_fail_those_gathered_with_it() {
         store.append(append(&order("b"), Expected::Any, 1)),
     ]);
     let release = async {
-        until_blocked(&mut lock).await;
+        until_blocked(&pool).await;
         lock.rollback().await.unwrap();
     };
     let (plug, answers, ()) = tokio::join!(plug, gathered, release);
@@ -177,12 +177,12 @@ async fn an_append_at_fault_does_not_fail_those_gathered_with_it() {
 async fn a_full_queue_refuses_at_once_and_a_stopped_store_finishes_what_it_took() {
     let database = Database::start().await;
     let config = StoreConfig { queue_commands_max: 2, ..StoreConfig::new(LOG_ID) };
-    let (store, committer) = EventStore::open(database.pool().await, config).await.unwrap();
-    let pool = database.pool().await;
-    let mut lock = hold_head(&pool).await;
+    let (store, committer) = EventStore::open(pool(&database.url), config).await.unwrap();
+    let pool = database.pool();
+    let lock = hold_head(&pool).await;
     let plug = store.append(append(&order("plug"), Expected::Any, 1));
     let rest = async {
-        until_blocked(&mut lock).await;
+        until_blocked(&pool).await;
         let waiting = join_all((0..3).map(|_| store.append(append(&order("a"), Expected::Any, 1))));
         let release = async {
             // Polled after those above: the two that fit are in the queue.
@@ -213,7 +213,7 @@ async fn what_could_not_be_published_or_read_is_not_appended() {
         gather_bytes_max: 4000,
         ..StoreConfig::new(LOG_ID)
     };
-    let (store, _committer) = EventStore::open(database.pool().await, config).await.unwrap();
+    let (store, _committer) = EventStore::open(pool(&database.url), config).await.unwrap();
     let with = |data: &[&str]| {
         let mut append = append(&order("o-1"), Expected::Any, 0);
         append.events = data.iter().map(|data| event(data)).collect();
@@ -288,7 +288,7 @@ async fn what_was_appended_is_read_back_whole() {
 async fn a_read_of_large_events_answers_with_fewer() {
     let database = Database::start().await;
     let config = StoreConfig { read_bytes_max: 25, ..StoreConfig::new(LOG_ID) };
-    let (store, _committer) = EventStore::open(database.pool().await, config).await.unwrap();
+    let (store, _committer) = EventStore::open(pool(&database.url), config).await.unwrap();
     let aggregate = order("o-1");
     let mut given = append(&aggregate, Expected::Any, 0);
     given.events = [10, 10, 10, 40].map(|length| event(&"1".repeat(length))).to_vec();
@@ -306,11 +306,11 @@ async fn a_database_that_holds_another_log_is_refused() {
     let (store, _committer) = database.store().await;
     fill(&store, 1).await;
     let other = StoreConfig::new(consistency::LogId::new(uuid::Uuid::from_u128(9)));
-    let error = EventStore::open(database.pool().await, other).await.unwrap_err();
+    let error = EventStore::open(pool(&database.url), other).await.unwrap_err();
     assert!(matches!(error, OpenError::OtherLog { found, .. } if found == LOG_ID));
     // The one under a running store is exchanged.
     sqlx::query("update log_head set log_id = gen_random_uuid()")
-        .execute(&database.pool().await)
+        .execute(&database.pool())
         .await
         .unwrap();
     let answer = store.append(append(&order("o-1"), Expected::Any, 1)).await;
@@ -322,7 +322,7 @@ async fn a_refusing_log_takes_nothing_and_says_why() {
     let database = Database::start().await;
     let (store, _committer) = database.store().await;
     fill(&store, 1).await;
-    let pool = pool(&database.url);
+    let pool = database.pool();
     sqlx::query("update log_head set refused_because = 'under repair'")
         .execute(&pool)
         .await
@@ -338,6 +338,6 @@ async fn a_refusing_log_takes_nothing_and_says_why() {
 async fn a_configuration_that_contradicts_itself_is_refused() {
     let database = Database::start().await;
     let config = StoreConfig { gather_events_max: 10, ..StoreConfig::new(LOG_ID) };
-    let error = EventStore::open(database.pool().await, config).await.unwrap_err();
+    let error = EventStore::open(pool(&database.url), config).await.unwrap_err();
     assert!(matches!(error, OpenError::Config(_)));
 }

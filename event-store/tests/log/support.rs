@@ -26,20 +26,22 @@ impl Database {
         let cluster = Cluster::start(Options::default()).await.unwrap();
         let url = cluster.create_database("tidemark_log").await.unwrap();
         let database = Self { cluster, url };
-        event_store::migrate(&database.pool().await).await.unwrap();
+        event_store::migrate(&database.pool()).await.unwrap();
         database
     }
 
-    pub async fn pool(&self) -> PgPool {
-        pool(&self.url)
+    /// For looking at the log, and for interfering with it; without the bounds of a store's pool.
+    pub fn pool(&self) -> PgPool {
+        PgPoolOptions::new().connect_lazy(&self.url).unwrap()
     }
 
     /// A store with a pool and a committer of its own, as another process would have.
     pub async fn store(&self) -> (EventStore, Committer) {
-        EventStore::open(self.pool().await, StoreConfig::new(LOG_ID)).await.unwrap()
+        EventStore::open(pool(&self.url), StoreConfig::new(LOG_ID)).await.unwrap()
     }
 }
 
+/// As a gateway connects.
 pub fn pool(url: &str) -> PgPool {
     let options: PgConnectOptions = url.parse().unwrap();
     PgPoolOptions::new()

@@ -57,8 +57,10 @@ impl Wire {
                     let number = accepting.connection_count.fetch_add(1, Ordering::SeqCst);
                     let state = Arc::clone(&accepting);
                     connections.spawn(async move {
-                        let server = TcpStream::connect(("127.0.0.1", server_port)).await;
-                        state.forward(number, client, server.unwrap()).await;
+                        // A server that is down closes the connection to its client.
+                        if let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await {
+                            state.forward(number, client, server).await;
+                        }
                     });
                 }
             }
@@ -133,7 +135,7 @@ impl State {
         let mut answer = vec![0; 65536];
         let length = server.read(&mut answer).await.unwrap();
         answer.truncate(length);
-        *self.late_answer.lock().unwrap() = answer;
+        self.late_answer.lock().unwrap().extend(answer);
     }
 }
 

@@ -47,6 +47,8 @@ language plpgsql
 -- A plan made while the log was empty is kept by the session and would read all of a grown one.
 set enable_seqscan = off
 set enable_bitmapscan = off
+-- What is short and repeated is not worth compiling, and switched off scans look dear enough to be.
+set jit = off
 as $$
 declare
     head log_head;
@@ -70,7 +72,7 @@ declare
     last_event_number integer;
     next_position bigint;
 begin
-    select * into head from log_head for update;
+    select * into head from log_head where one for update;
     if not found or head.log_id <> in_log_id then
         raise exception 'this database does not hold log %', in_log_id using errcode = 'TM002';
     end if;
@@ -153,7 +155,8 @@ begin
         )
         where e.position is not null;
 
-        update log_head set position = next_position, event_id = event_ids[last_event_number];
+        update log_head set position = next_position, event_id = event_ids[last_event_number]
+        where one;
     end if;
 
     return query

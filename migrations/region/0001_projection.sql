@@ -23,6 +23,8 @@ create table checkpoint (
     epoch integer not null check (epoch > 0),
     -- Every event of the partition at or below this is in the rows, or parked.
     position bigint not null check (position >= 0),
+    -- Id of the event at position, whosever it is; nil at zero. What is read next must name it.
+    event_id uuid not null,
     -- Raised by whoever takes the partition over, so that the one before can commit no more.
     fence bigint not null,
     -- Commit time of the newest event at or below position, by the primary's clock; for lag only.

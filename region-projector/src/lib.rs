@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The projector of one region: folds the log into the region's own read models.
+//!
+//! Events come from the region's mirror of the primary's stream ([`reader`]), join an unbroken
+//! [`chain`], and are handed to the partitions of each version of each projection. A [`partition`]
+//! applies what has arrived in one transaction with its [`checkpoint`], and [`announce`]s it to the
+//! region's gateways. The [`engine`] of a version takes partitions over and starts anew when the
+//! database is not as it was left; the [`mirror`] is watched and nudged.
+//!
+//! A binary names its domain and calls [`Projector::start`].
+
+pub mod announce;
+pub mod chain;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod health;
+pub mod log;
+pub mod mirror;
+pub mod partition;
+pub mod reader;
+pub mod retry;
+mod service;
+pub mod start;
+pub mod status;
+pub mod telemetry;
+
+pub use config::ProjectorConfig;
+pub use service::Projector;
+pub use start::StartError;

@@ -1,0 +1,76 @@
+//! Tells the region's gateways what was applied.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use consistency::{AggregateKey, Announcement, Position};
+use tokio::time::timeout;
+
+use crate::checkpoint::{Held, VersionKey};
+use crate::health::chain_of;
+use crate::status::Status;
+
+/// A connection that takes no message for so long takes none.
+const PUBLISH_MAX: Duration = Duration::from_millis(250);
+
+/// Where a region's announcements go.
+pub fn currency_subject(region: &str) -> String {
+    format!("tidemark.{region}.currency")
+}
+
+/// Publishes announcements. They are hints: one that is lost is made good by the gateways, who read
+/// the checkpoints when they hear nothing.
+#[derive(Debug, Clone)]
+pub struct Announcer {
+    client: async_nats::Client,
+    region: String,
+    subject: String,
+    keys_max: usize,
+    status: Status,
+}
+
+impl Announcer {
+    /// Speaks for `region`, and names at most `keys_max` keys at a time.
+    pub fn new(client: async_nats::Client, region: &str, keys_max: usize, status: Status) -> Self {
+        let subject = currency_subject(region);
+        Self { client, region: region.to_owned(), subject, keys_max, status }
+    }
+
+    /// A partition's watermark moved from `from` to `to`, and these aggregates' rows may have changed.
+    /// `held` is what is stored by now.
+    pub async fn announce(
+        &self,
+        key: &VersionKey,
+        held: &Held,
+        from: Position,
+        to: Position,
+        touched: &BTreeSet<AggregateKey>,
+    ) {
+        let keys = (touched.len() <= self.keys_max)
+            .then(|| touched.iter().map(AggregateKey::hint).collect());
+        let announcement = Announcement {
+            region: self.region.clone(),
+            epoch: held.epoch,
+            projection: key.projection.clone(),
+            version: key.version,
+            partition: held.partition,
+            from,
+            to,
+            stored: held.mark.position,
+            head: self.status.head(held.epoch).max(to),
+            keys,
+        };
+        let text = serde_json::to_vec(&announcement).expect("an announcement has text keys only");
+        // Without a connection it would only wait in a queue that is full before long.
+        if self.client.connection_state() != State::Connected {
+            return;
+        }
+        let published = self.client.publish(self.subject.clone(), text.into());
+        match timeout(PUBLISH_MAX, published).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = chain_of(&error), "announcement lost"),
+            Err(_) => tracing::debug!("announcement lost, the connection takes nothing"),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The configuration of a region's projector.
+
+use process::admin::AdminConfig;
+use process::config::{Config, Period, Secret, SecretUrl};
+use process::nats::NatsConfig;
+use process::postgres::PostgresConfig;
+use process::telemetry::LogConfig;
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ProjectorConfig {
+    /// The region whose read models are kept here.
+    pub region: String,
+    /// The region that accepts writes. Where it is this one, the stream itself is read.
+    pub primary_region: String,
+    /// The listener for those who run it.
+    pub admin: AdminConfig,
+    /// How it logs.
+    #[serde(default)]
+    pub logging: LogConfig,
+    /// The region's database.
+    pub database: PostgresConfig,
+    /// The region's NATS server.
+    pub nats: StreamConfig,
+    /// The log over HTTP.
+    pub primary_log: PrimaryLogConfig,
+    /// How events are applied.
+    #[serde(default)]
+    pub apply: ApplyConfig,
+    /// How long a shutdown may take.
+    #[serde(default = "grace_default")]
+    pub shutdown_grace: Period,
+}
+
+/// The region's NATS server, and where the stream comes from.
+#[derive(Debug, Clone, Deserialize)]
+pub struct StreamConfig {
+    /// The server and our user there.
+    #[serde(flatten)]
+    pub server: NatsConfig,
+    /// The JetStream domain of the primary; its region's name unless set.
+    pub primary_domain: Option<String>,
+    /// How often the mirror is compared with its origin.
+    #[serde(default = "watch_interval_default")]
+    pub watch_interval: Period,
+    /// A mirror that is behind and has heard nothing for so long is stalled.
+    #[serde(default = "silence_max_default")]
+    pub mirror_silence_max: Period,
+}
+
+/// Where the primary serves its log to other regions.
+#[derive(Debug, Clone, Deserialize)]
+pub struct PrimaryLogConfig {
+    /// The primary gateway's public listener.
+    pub url: SecretUrl,
+    /// The regions' credential.
+    pub credential: Secret,
+    /// The deadline of one page.
+    #[serde(default = "log_deadline_default")]
+    pub deadline: Period,
+    /// Events of one page.
+    #[serde(default = "page_events_default")]
+    pub page_events_max: usize,
+}
+
+/// How events are applied.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(default)]
+pub struct ApplyConfig {
+    /// Most events of one transaction.
+    pub batch_events_max: usize,
+    /// Chunks of events that wait for a partition at most.
+    pub queue_chunks_max: usize,
+    /// An idle partition stores how far it has read this often at most.
+    pub idle_store_interval: Period,
+    /// Stored checkpoints are compared with memory this often, to notice a database that went back.
+    pub verify_interval: Period,
+    /// The first pause after an error; it doubles up to `retry_pause_max`.
+    pub retry_pause_min: Period,
+    /// The longest pause after an error.
+    pub retry_pause_max: Period,
+    /// Keys that an announcement names at most; beyond, every key counts as touched.
+    pub announced_keys_max: usize,
+}
+
+impl Default for ApplyConfig {
+    fn default() -> Self {
+        Self {
+            batch_events_max: 1000,
+            queue_chunks_max: 16,
+            idle_store_interval: Period::from_secs(1),
+            verify_interval: Period::from_secs(1),
+            retry_pause_min: Period::from_millis(50),
+            retry_pause_max: Period::from_secs(5),
+            announced_keys_max: 1000,
+        }
+    }
+}
+
+const fn grace_default() -> Period {
+    Period::from_secs(10)
+}
+
+const fn watch_interval_default() -> Period {
+    Period::from_secs(1)
+}
+
+const fn silence_max_default() -> Period {
+    Period::from_secs(3)
+}
+
+const fn log_deadline_default() -> Period {
+    Period::from_secs(5)
+}
+
+const fn page_events_default() -> usize {
+    1000
+}
+
+impl ProjectorConfig {
+    /// Whether this region holds the log.
+    pub fn is_primary(&self) -> bool {
+        self.region == self.primary_region
+    }
+
+    /// The JetStream domain that the mirror copies from.
+    pub fn primary_domain(&self) -> &str {
+        self.nats.primary_domain.as_deref().unwrap_or(&self.primary_region)
+    }
+}
+
+impl Config for ProjectorConfig {
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = self.admin.mistakes();
+        for (key, name) in [("region", &self.region), ("primary_region", &self.primary_region)] {
+            // The name is a token of NATS subjects.
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            if name.is_empty() || !name.chars().all(plain) {
+                mistakes.push(format!("{key}: must be lower-case letters, digits and dashes"));
+            }
+        }
+        let positive = [
+            ("apply.batch_events_max", self.apply.batch_events_max),
+            ("apply.queue_chunks_max", self.apply.queue_chunks_max),
+            ("primary_log.page_events_max", self.primary_log.page_events_max),
+        ];
+        let zero = positive.into_iter().filter(|(_, value)| *value == 0);
+        mistakes.extend(zero.map(|(key, _)| format!("{key}: must not be zero")));
+        if self.apply.retry_pause_max < self.apply.retry_pause_min {
+            mistakes.push("apply.retry_pause_max: must not be below apply.retry_pause_min".into());
+        }
+        mistakes
+    }
+}

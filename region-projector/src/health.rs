@@ -1,0 +1,119 @@
+//! What ails the projector, gathered from its many parts into the conditions of `/readyz`.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use process::admin::{Condition, Readiness};
+
+/// Something that can be unwell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Not everything is set up yet.
+    Start,
+    /// The region's database.
+    Database,
+    /// The region's stream.
+    Stream,
+    /// The primary's log over HTTP.
+    Log,
+    /// The unbroken chain of events; an operator is needed.
+    Chain,
+    /// Aggregates that are parked.
+    Parked,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Database => "database",
+            Self::Stream => "stream",
+            Self::Log => "log",
+            Self::Chain => "chain",
+            Self::Parked => "parked",
+        }
+    }
+
+    fn condition(self, reason: String) -> Condition {
+        match self {
+            Self::Start | Self::Database | Self::Chain => Condition::NotReady(reason),
+            Self::Stream | Self::Log | Self::Parked => Condition::Degraded(reason),
+        }
+    }
+}
+
+/// The troubles of all parts. Cheap to clone, shared by all clones.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    readiness: Readiness,
+    troubles: Arc<Mutex<BTreeMap<(Part, String), String>>>,
+}
+
+impl Health {
+    /// What `/readyz` shows.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// `who` has a trouble with a part, until it says otherwise.
+    pub fn unwell(&self, part: Part, who: impl Display, reason: impl Display) {
+        self.change(part, |troubles| {
+            troubles.insert((part, who.to_string()), reason.to_string());
+        });
+    }
+
+    /// `who` has no trouble with a part.
+    pub fn well(&self, part: Part, who: impl Display) {
+        self.change(part, |troubles| {
+            troubles.remove(&(part, who.to_string()));
+        });
+    }
+
+    fn change(&self, part: Part, change: impl FnOnce(&mut BTreeMap<(Part, String), String>)) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut troubles);
+        let first = troubles.iter().find(|((of, _), _)| *of == part);
+        let condition = first.map_or(Condition::Ready, |((_, who), reason)| {
+            part.condition(format!("{who}: {reason}"))
+        });
+        // Under the lock, so that the condition is that of the newest change.
+        self.readiness.set(part.name(), condition);
+    }
+}
+
+/// The text of an error with all its causes, for a log line or a condition.
+pub fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_well_when_everyone_says_so() {
+        let health = Health::default();
+        health.unwell(Part::Database, "orders/0", "gone");
+        health.unwell(Part::Database, "orders/1", "gone");
+        health.well(Part::Database, "orders/0");
+        assert!(!health.readiness().is_ready());
+        health.well(Part::Database, "orders/1");
+        assert!(health.readiness().is_ready());
+    }
+
+    #[test]
+    fn what_ails_the_region_is_degraded_only() {
+        let health = Health::default();
+        health.unwell(Part::Log, "orders", "cannot be reached");
+        let report = health.readiness().report(None);
+        assert!(report.ready && report.degraded);
+    }
+}

@@ -1,0 +1,174 @@
+//! The primary's log over HTTP: what a region reads when its mirror cannot tell.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use consistency::{Epoch, Event, EventError, LogPosition, Position};
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use process::config::Secret;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+/// The regions' credential.
+const CREDENTIAL_HEADER: &str = "tidemark-credential";
+/// The log's head when the page was read, as `<epoch>.<position>`.
+const HEAD_HEADER: &str = "tidemark-head";
+/// The largest page that is taken.
+const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The most epochs a log may have.
+const EPOCHS_BYTES_MAX: usize = 64 * 1024;
+
+/// Why the log could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The address in the configuration cannot be used.
+    #[error("the log's address is malformed")]
+    Address(#[from] http::Error),
+    /// The primary cannot be reached.
+    #[error("the primary cannot be reached")]
+    Unreachable(#[from] hyper_util::client::legacy::Error),
+    /// It did not answer in time.
+    #[error("the primary did not answer in time")]
+    Deadline,
+    /// It answered, but not with the log.
+    #[error("the primary answered {0}")]
+    Status(StatusCode),
+    /// The answer broke off.
+    #[error("the answer broke off")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The answer is larger than a page may be.
+    #[error("the answer is too large")]
+    TooLarge,
+    /// The answer is not what was agreed.
+    #[error("the answer is malformed")]
+    Malformed(#[from] serde_json::Error),
+    /// A line of it is not an event.
+    #[error("a line of the answer is not an event")]
+    Event(#[from] EventError),
+}
+
+/// A piece of the log.
+#[derive(Debug)]
+pub struct Page {
+    /// Events in position order.
+    pub events: Vec<Event>,
+    /// The log's head at that time, when the primary said so.
+    pub head: Option<LogPosition>,
+}
+
+/// Where the log is.
+#[derive(Debug, Clone)]
+pub struct LogClient {
+    http: Client<HttpConnector, Empty<Bytes>>,
+    base: String,
+    credential: Secret,
+    deadline: Duration,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    headers: HashMap<String, String>,
+    data: String,
+}
+
+impl LogClient {
+    /// `url` is the primary's public listener as seen from here.
+    pub fn new(url: &str, credential: Secret, deadline: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(deadline));
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build(connector);
+        Self { http, base: url.trim_end_matches('/').to_owned(), credential, deadline }
+    }
+
+    /// At most `limit` events after a position.
+    pub async fn read(
+        &self,
+        epoch: Epoch,
+        after: Position,
+        limit: usize,
+    ) -> Result<Page, LogError> {
+        let path = format!("/internal/log?epoch={epoch}&after={after}&limit={limit}");
+        let (head, body) = self.get(&path, PAGE_BYTES_MAX).await?;
+        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let events = lines.map(event).collect::<Result<_, _>>()?;
+        Ok(Page { events, head })
+    }
+
+    /// Every epoch after the first, with the last position that it kept of its past.
+    pub async fn epochs(&self) -> Result<Vec<(Epoch, Position)>, LogError> {
+        let (_, body) = self.get("/internal/epochs", EPOCHS_BYTES_MAX).await?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    async fn get(
+        &self,
+        path: &str,
+        bytes_max: usize,
+    ) -> Result<(Option<LogPosition>, Bytes), LogError> {
+        let answered = timeout(self.deadline, self.exchange(path, bytes_max)).await;
+        answered.map_err(|_| LogError::Deadline)?
+    }
+
+    async fn exchange(
+        &self,
+        path: &str,
+        bytes_max: usize,
+    ) -> Result<(Option<LogPosition>, Bytes), LogError> {
+        let uri = Uri::try_from(format!("{}{path}", self.base)).map_err(http::Error::from)?;
+        let request = Request::get(uri)
+            .header(CREDENTIAL_HEADER, self.credential.expose())
+            .body(Empty::new())?;
+        let response = self.http.request(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(LogError::Status(response.status()));
+        }
+        let head = response.headers().get(HEAD_HEADER);
+        let head = head.and_then(|head| head.to_str().ok()).and_then(head_of);
+        let body = Limited::new(response.into_body(), bytes_max).collect().await;
+        let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
+            Ok(_) => LogError::TooLarge,
+            Err(error) => LogError::Body(error),
+        })?;
+        Ok((head, body.to_bytes()))
+    }
+}
+
+fn event(line: &[u8]) -> Result<Event, LogError> {
+    let Line { headers, data } = serde_json::from_slice(line)?;
+    let find = |name: &'static str| headers.get(name).map(String::as_str);
+    Ok(Event::from_message(find, data.into_bytes())?)
+}
+
+fn head_of(text: &str) -> Option<LogPosition> {
+    let (epoch, position) = text.split_once('.')?;
+    let epoch = Epoch::new(epoch.parse().ok()?)?;
+    Some(LogPosition::new(epoch, Position::new(position.parse().ok()?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_an_epoch_and_a_position() {
+        let head = LogPosition::new(Epoch::FIRST, Position::new(42).unwrap());
+        assert_eq!(head_of("1.42"), Some(head));
+        for strange in ["", "1", "0.4", "1.-4", "1.4.2", "one.four"] {
+            assert_eq!(head_of(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_no_event_is_an_error() {
+        assert!(matches!(event(b"{}"), Err(LogError::Malformed(_))));
+        assert!(matches!(event(br#"{"headers":{},"data":"{}"}"#), Err(LogError::Event(_))));
+    }
+}

@@ -1,0 +1,119 @@
+//! Looks at the region's stream again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use consistency::{Epoch, Position};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::{Care, Mirror, MirrorError, Observation, care, info};
+use crate::health::{Health, Part, chain_of};
+use crate::status::Status;
+use crate::telemetry::Telemetry;
+
+const WHO: &str = "stream watch";
+
+/// The stream that the region reads.
+pub enum Kept {
+    /// The primary's own, which its relay makes.
+    Origin {
+        /// The region's server.
+        context: Box<Context>,
+        /// Its name.
+        stream: String,
+    },
+    /// A mirror, which is made and kept going here.
+    Mirror(Box<Mirror>),
+}
+
+/// What the watch needs.
+pub struct StreamWatch {
+    /// What is watched.
+    pub kept: Kept,
+    /// The epoch of the stream.
+    pub epoch: Epoch,
+    /// How often it looks.
+    pub every: Duration,
+    /// A mirror that is behind and has heard nothing for so long is stalled.
+    pub silence_max: Duration,
+    /// Says where the origin stands while the mirror is stalled.
+    pub stalled: watch::Sender<Option<Position>>,
+    /// Where the log's head is kept.
+    pub status: Status,
+    /// Where what is wrong goes.
+    pub health: Health,
+    /// What is counted.
+    pub telemetry: Arc<Telemetry>,
+}
+
+impl StreamWatch {
+    /// Looks until it is stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut ticks = interval(self.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut before = None;
+        let mut nudged_at = None;
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let looked = stop.run_until_cancelled(self.look(&mut before, &mut nudged_at)).await;
+            match looked {
+                Some(Ok(())) => self.health.well(Part::Stream, WHO),
+                Some(Err(error)) => self.health.unwell(Part::Stream, WHO, chain_of(&error)),
+                None => return,
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        before: &mut Option<Observation>,
+        nudged_at: &mut Option<Instant>,
+    ) -> Result<(), MirrorError> {
+        match &self.kept {
+            Kept::Origin { context, stream } => {
+                let info = info(context, stream).await?.ok_or(MirrorError::Absent)?;
+                let head = Position::new(info.state.last_sequence).unwrap_or_default();
+                self.status.raise_head(self.epoch, head);
+                Ok(())
+            }
+            Kept::Mirror(mirror) => {
+                let now = mirror.observe().await?;
+                for head in [now.mirror, now.origin].into_iter().flatten() {
+                    self.status.raise_head(self.epoch, head);
+                }
+                let care = care(before.as_ref(), &now, self.silence_max);
+                *before = Some(now);
+                self.take_care(mirror, care, nudged_at).await
+            }
+        }
+    }
+
+    async fn take_care(
+        &self,
+        mirror: &Mirror,
+        care: Care,
+        nudged_at: &mut Option<Instant>,
+    ) -> Result<(), MirrorError> {
+        let stalled = match care {
+            Care::None | Care::Create => None,
+            Care::Nudge { origin } => Some(origin),
+        };
+        self.stalled.send_if_modified(|held| std::mem::replace(held, stalled) != stalled);
+        match care {
+            Care::None => Ok(()),
+            Care::Create => mirror.ensure().await,
+            Care::Nudge { origin } => {
+                // A nudge takes a few trips across the ocean to show.
+                if nudged_at.is_some_and(|at| at.elapsed() < self.silence_max) {
+                    return Ok(());
+                }
+                *nudged_at = Some(Instant::now());
+                tracing::warn!(%origin, "mirror is stalled, nudging it");
+                self.telemetry.nudged();
+                mirror.nudge().await
+            }
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! One partition: takes what has arrived, applies it in one transaction, says so.
+
+pub mod failure;
+mod parking;
+pub mod plan;
+mod write;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use consistency::{AggregateKey, CommittedAt, Event, Position};
+use projection::ProjectionDefinition;
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::announce::Announcer;
+use crate::chain::Mark;
+use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
+use crate::config::ApplyConfig;
+use crate::health::{Health, Part, chain_of};
+use crate::reader::Chunk;
+use crate::retry::Backoff;
+use crate::status::{self, Status};
+use crate::telemetry::{Outcome, Telemetry};
+use failure::{Failure, classify};
+use plan::{Condemned, Plan};
+
+/// Why a partition ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// It was asked to.
+    Stopped,
+    /// The database is not as this partition left it: another holder, or another past. What memory
+    /// says is worth nothing, and everything starts from the stored checkpoints again.
+    Displaced,
+}
+
+/// What a partition needs.
+pub struct Partition {
+    /// The version that it is a part of.
+    pub key: VersionKey,
+    /// Its rules.
+    pub definition: ProjectionDefinition,
+    /// What it holds.
+    pub held: Held,
+    /// The region's database.
+    pub pool: PgPool,
+    /// Where it announces.
+    pub announcer: Announcer,
+    /// Where it says what it has reached.
+    pub status: Status,
+    /// Where it says what is wrong.
+    pub health: Health,
+    /// What is counted.
+    pub telemetry: Arc<Telemetry>,
+    /// Bounds and intervals.
+    pub config: ApplyConfig,
+}
+
+/// What has arrived and is applied at once.
+#[derive(Debug)]
+pub struct Batch {
+    /// The partition's events, in log order.
+    pub events: Vec<Event>,
+    /// The last event that was read, whosever it is.
+    pub through: Mark,
+    /// When that one was committed.
+    pub committed_at: CommittedAt,
+}
+
+impl Batch {
+    /// Takes what else has arrived, up to a bound that the last chunk may pass.
+    fn gather(first: Chunk, chunks: &mut mpsc::Receiver<Chunk>, events_max: usize) -> Self {
+        let Chunk { events, through, committed_at } = first;
+        let mut batch = Self { events, through, committed_at };
+        while batch.events.len() < events_max
+            && let Ok(chunk) = chunks.try_recv()
+        {
+            batch.events.extend(chunk.events);
+            batch.through = chunk.through;
+            batch.committed_at = chunk.committed_at;
+        }
+        batch
+    }
+}
+
+/// Why an attempt did not commit.
+#[derive(Debug)]
+enum Failed {
+    Displaced,
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl Partition {
+    /// Applies what comes until it is stopped or displaced.
+    pub async fn run(self, mut chunks: mpsc::Receiver<Chunk>, stop: CancellationToken) -> Left {
+        let mut running = Running::new(self);
+        running.begin().await;
+        loop {
+            let step = tokio::select! {
+                biased;
+                // What was begun is done by now; what waits is read again by the next holder.
+                () = stop.cancelled() => break,
+                // Before new work, or a partition that always reads past others' events never stores.
+                () = running.store_due() => running.store_idle().await,
+                chunk = chunks.recv() => match chunk {
+                    Some(chunk) => {
+                        let events_max = running.partition.config.batch_events_max;
+                        let batch = Batch::gather(chunk, &mut chunks, events_max);
+                        running.take(batch, &stop).await
+                    }
+                    None => break,
+                },
+            };
+            match step {
+                Ok(()) => {}
+                Err(Left::Stopped) => break,
+                Err(Left::Displaced) => return Left::Displaced,
+            }
+        }
+        // What was read past is proven, and stored it spares the next holder reading it again.
+        running.store_idle().await.err().unwrap_or(Left::Stopped)
+    }
+
+    fn name(&self) -> String {
+        format!("{} partition {}", self.key, self.held.partition)
+    }
+}
+
+/// A proof by reading that is not stored yet.
+#[derive(Debug, Clone, Copy)]
+struct Unstored {
+    through: Mark,
+    committed_at: CommittedAt,
+}
+
+struct Running {
+    partition: Partition,
+    name: String,
+    /// How far everything is applied or read past; the stored checkpoint or beyond.
+    watermark: Position,
+    unstored: Option<Unstored>,
+    store_at: Instant,
+}
+
+impl Running {
+    fn new(partition: Partition) -> Self {
+        let watermark = partition.held.mark.position;
+        let name = partition.name();
+        Self { partition, name, watermark, unstored: None, store_at: Instant::now() }
+    }
+
+    /// Whoever listens learns where this holder begins.
+    async fn begin(&mut self) {
+        self.reached(None);
+        self.count_parked().await;
+        self.announce(self.watermark, &BTreeSet::new()).await;
+    }
+
+    async fn take(&mut self, mut batch: Batch, stop: &CancellationToken) -> Result<(), Left> {
+        if batch.through.position <= self.watermark {
+            return Ok(());
+        }
+        // Other partitions may be behind this one, and the reader starts with the last of them.
+        batch.events.retain(|event| event.at.position > self.watermark);
+        if batch.events.is_empty() {
+            self.read_past(&batch).await;
+            Ok(())
+        } else {
+            self.apply(&batch, stop).await
+        }
+    }
+
+    /// Reading past `through` without an event of ours proves it: said at once, stored in a while.
+    async fn read_past(&mut self, batch: &Batch) {
+        let from = self.watermark;
+        let Batch { through, committed_at, .. } = *batch;
+        self.watermark = through.position;
+        self.unstored = Some(Unstored { through, committed_at });
+        self.reached(Some(committed_at));
+        self.announce(from, &BTreeSet::new()).await;
+    }
+
+    async fn store_due(&self) {
+        match self.unstored {
+            Some(_) => tokio::time::sleep_until(self.store_at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn store_idle(&mut self) -> Result<(), Left> {
+        let Some(Unstored { through, committed_at }) = self.unstored else { return Ok(()) };
+        self.store_at = Instant::now() + self.partition.config.idle_store_interval.get();
+        match self.try_store(through, committed_at).await {
+            Ok(()) => {
+                self.partition.health.well(Part::Database, &self.name);
+                self.stored(through, committed_at);
+                Ok(())
+            }
+            Err(Failed::Displaced) => Err(Left::Displaced),
+            Err(Failed::Database(error)) => {
+                self.partition.health.unwell(Part::Database, &self.name, chain_of(&error));
+                Ok(())
+            }
+        }
+    }
+
+    async fn try_store(&self, to: Mark, committed_at: CommittedAt) -> Result<(), Failed> {
+        let Partition { key, held, pool, .. } = &self.partition;
+        let mut connection = pool.acquire().await?;
+        let at = Some(committed_at);
+        match checkpoint::advance(&mut connection, key, held, to, at).await? {
+            true => Ok(()),
+            false => self.explain(to).await,
+        }
+    }
+
+    /// Applies a batch, however often it takes.
+    async fn apply(&mut self, batch: &Batch, stop: &CancellationToken) -> Result<(), Left> {
+        let config = self.partition.config;
+        let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
+        let mut condemned = Condemned::new();
+        loop {
+            let began = Instant::now();
+            let error = match self.attempt(batch, &condemned).await {
+                Ok(plan) => {
+                    self.committed(batch, plan, began).await;
+                    return Ok(());
+                }
+                Err(Failed::Displaced) => return Err(Left::Displaced),
+                Err(Failed::Database(error)) => error,
+            };
+            let reason = match classify(&error) {
+                Failure::Transient(reason) => reason,
+                Failure::Permanent(reason) => match self.find_poison(batch, &condemned).await {
+                    Ok(found) if !found.is_empty() => {
+                        condemned.extend(found);
+                        continue;
+                    }
+                    // Nothing of ours is at fault, or the search itself failed: visibly, again.
+                    Ok(_) | Err(_) => reason,
+                },
+            };
+            self.partition.telemetry.retried(&self.partition.key, reason);
+            self.partition.health.unwell(Part::Database, &self.name, chain_of(&error));
+            if stop.run_until_cancelled(backoff.pause()).await.is_none() {
+                return Err(Left::Stopped);
+            }
+        }
+    }
+
+    /// One try: read, decide, write, commit.
+    async fn attempt<'a>(
+        &self,
+        batch: &'a Batch,
+        condemned: &Condemned,
+    ) -> Result<Plan<'a>, Failed> {
+        let Partition { key, definition, held, pool, .. } = &self.partition;
+        let mut connection = pool.acquire().await?;
+        let mut known = write::load(&mut connection, key, definition, &batch.events).await?;
+        let plan = plan::plan(definition, held.partition, &batch.events, &mut known, condemned);
+        let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+        let (through, at) = (batch.through, Some(batch.committed_at));
+        // First, so that everything else is written under the lock of its row.
+        if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
+            transaction.rollback().await?;
+            return self.explain(through).await.map(|()| plan);
+        }
+        if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
+            transaction.rollback().await?;
+            tracing::warn!(partition = self.name, "states are not as they were read");
+            return Err(Failed::Displaced);
+        }
+        transaction.commit().await?;
+        Ok(plan)
+    }
+
+    /// The checkpoint was not where we left it. It is all right only when an earlier try, whose
+    /// outcome was unknown, moved it to where this one would have.
+    async fn explain(&self, to: Mark) -> Result<(), Failed> {
+        let Partition { key, held, pool, .. } = &self.partition;
+        let mut connection = pool.acquire().await?;
+        let stored = match checkpoint::stored(&mut connection, key).await {
+            Ok(stored) => stored,
+            Err(CheckpointError::Database(error)) => return Err(Failed::Database(error)),
+            Err(CheckpointError::Senseless(_)) => return Err(Failed::Displaced),
+        };
+        if stored.contains(&Held { mark: to, ..*held }) { Ok(()) } else { Err(Failed::Displaced) }
+    }
+
+    /// Halves the batch's aggregates until those are found whose rows the database refuses.
+    async fn find_poison(
+        &self,
+        batch: &Batch,
+        condemned: &Condemned,
+    ) -> Result<Condemned, sqlx::Error> {
+        let all: BTreeSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
+        let all = all.into_iter().filter(|id| !condemned.contains_key(*id)).collect();
+        let mut found = Condemned::new();
+        let mut suspects: Vec<Vec<&str>> = vec![all];
+        while let Some(mut group) = suspects.pop() {
+            let Some(refused) = self.probe(batch, &group).await? else { continue };
+            match group.as_slice() {
+                [] => {}
+                [culprit] => {
+                    found.insert((*culprit).to_owned(), refused);
+                }
+                [_, ..] => {
+                    let other_half = group.split_off(group.len() / 2);
+                    suspects.extend([group, other_half]);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes what some aggregates of the batch would, and takes it back. Says why it was refused.
+    async fn probe(
+        &self,
+        batch: &Batch,
+        group: &[&str],
+    ) -> Result<Option<(&'static str, String)>, sqlx::Error> {
+        let Partition { key, definition, held, pool, .. } = &self.partition;
+        let events = || batch.events.iter().filter(|event| group.contains(&event.aggregate.id()));
+        let mut connection = pool.acquire().await?;
+        let mut known = write::load(&mut connection, key, definition, events()).await?;
+        let plan = plan::plan(definition, held.partition, events(), &mut known, &Condemned::new());
+        let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+        let written = write::write(&mut transaction, key, definition, held.partition, &plan).await;
+        let Err(error) = written else { return transaction.rollback().await.map(|()| None) };
+        match classify(&error) {
+            Failure::Permanent(reason) => {
+                transaction.rollback().await?;
+                Ok(Some((reason, chain_of(&error))))
+            }
+            Failure::Transient(_) => Err(error),
+        }
+    }
+
+    async fn committed(&mut self, batch: &Batch, plan: Plan<'_>, began: Instant) {
+        let from = self.watermark;
+        self.stored(batch.through, batch.committed_at);
+        self.announce(from, &plan.touched).await;
+        let Partition { key, telemetry, health, .. } = &self.partition;
+        let (letters, duplicates) = (plan.letters.len(), plan.duplicate_count);
+        telemetry.batch(key, began.elapsed().as_secs_f64());
+        telemetry.events(key, Outcome::DeadLettered, letters);
+        telemetry.events(key, Outcome::Duplicate, duplicates);
+        let applied = batch.events.len().saturating_sub(letters + duplicates);
+        telemetry.events(key, Outcome::Applied, applied);
+        health.well(Part::Database, &self.name);
+        for parking in &plan.parkings {
+            telemetry.parked(key, parking.reason);
+            let (aggregate, position) = (&parking.aggregate, parking.at.position);
+            tracing::warn!(%aggregate, %position, reason = parking.reason, "aggregate parked");
+        }
+        if !plan.parkings.is_empty() {
+            self.count_parked().await;
+        }
+    }
+
+    /// The checkpoint is at `to` now.
+    fn stored(&mut self, to: Mark, committed_at: CommittedAt) {
+        self.partition.held.mark = to;
+        self.watermark = to.position;
+        self.unstored = None;
+        self.reached(Some(committed_at));
+    }
+
+    fn reached(&self, committed_at: Option<CommittedAt>) {
+        let Partition { key, held, status, .. } = &self.partition;
+        status.reach(key, *held, self.watermark, committed_at, status::now());
+    }
+
+    async fn announce(&self, from: Position, touched: &BTreeSet<AggregateKey>) {
+        let Partition { key, held, announcer, .. } = &self.partition;
+        announcer.announce(key, held, from, self.watermark, touched).await;
+    }
+
+    /// Only for display, so an error is left to those who meet it in earnest.
+    async fn count_parked(&self) {
+        let Partition { key, held, pool, status, health, .. } = &self.partition;
+        let Ok(mut connection) = pool.acquire().await else { return };
+        let Ok(count) = parking::count(&mut connection, key, held.partition).await else { return };
+        status.set_parked(key, held.partition, count);
+        match count {
+            0 => health.well(Part::Parked, &self.name),
+            _ => health.unwell(Part::Parked, &self.name, format!("{count} aggregates")),
+        }
+    }
+}

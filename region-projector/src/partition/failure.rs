@@ -1,0 +1,29 @@
+//! Whether an error of the database is worth another try.
+
+use sqlx::Error;
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The same again may well succeed. The label is out of a closed set.
+    Transient(&'static str),
+    /// The database refuses what is written, and always will. The label is out of a closed set.
+    Permanent(&'static str),
+}
+
+/// Judges by the class of the SQLSTATE. What is not known is tried again: waiting visibly is better
+/// than parking what is sound.
+pub fn classify(error: &Error) -> Failure {
+    let Some(error) = error.as_database_error() else { return Failure::Transient("connection") };
+    let code = error.code().unwrap_or_default();
+    match code.get(..2) {
+        Some("22") => Failure::Permanent("data"),
+        Some("23") => Failure::Permanent("constraint"),
+        Some("54") => Failure::Permanent("limit"),
+        Some("08") => Failure::Transient("connection"),
+        Some("40") => Failure::Transient("serialization"),
+        Some("53") => Failure::Transient("resources"),
+        Some("57") => Failure::Transient("intervention"),
+        Some(_) | None => Failure::Transient("other"),
+    }
+}

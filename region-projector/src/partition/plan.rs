@@ -1,0 +1,230 @@
+//! What a batch will write, decided without any IO.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use consistency::{Admission, AggregateId, AggregateKey, Event, LogPosition, Version, admit};
+use projection::{
+    Changes, Delta, DocumentDefinition, ProjectionDefinition, ProjectionKind, RollupChanges,
+    RollupDefinition, StateWrites, Stop, StoredState,
+};
+
+use crate::health::chain_of;
+
+/// Reason of an aggregate whose events leave a version out.
+const REASON_GAP: &str = "gap";
+
+/// What the database says about the aggregates of a batch, read before it is applied. It holds for as
+/// long as fence and checkpoint do, which the commit checks.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// States by aggregate id.
+    pub states: HashMap<String, StoredState>,
+    /// Ids of aggregates that are parked.
+    pub parked: HashSet<String>,
+}
+
+/// Aggregates whose rows the database refused, with a reason out of a closed set and its words.
+pub type Condemned = BTreeMap<String, (&'static str, String)>;
+
+/// An aggregate to be parked.
+#[derive(Debug)]
+pub struct Parking {
+    /// Which.
+    pub aggregate: AggregateId,
+    /// Its first event that is not applied.
+    pub at: LogPosition,
+    /// Out of a closed set.
+    pub reason: &'static str,
+}
+
+/// An event that goes to the dead letters.
+#[derive(Debug)]
+pub struct Letter<'a> {
+    /// The event.
+    pub event: &'a Event,
+    /// Why, for operators.
+    pub error: String,
+}
+
+/// What is written to the tables of the projection.
+#[derive(Debug)]
+pub enum Writes {
+    /// Of a document.
+    Document(Changes),
+    /// Of a rollup.
+    Rollup(StateWrites, RollupChanges),
+}
+
+/// Everything that a batch writes besides its checkpoint.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// States and rows.
+    pub writes: Writes,
+    /// Aggregates that stop here.
+    pub parkings: Vec<Parking>,
+    /// Their events, and those of aggregates that stopped before.
+    pub letters: Vec<Letter<'a>>,
+    /// Every aggregate that an event of the batch touched, in whatever way.
+    pub touched: BTreeSet<AggregateKey>,
+    /// Events that the states held already.
+    pub duplicate_count: usize,
+}
+
+/// Decides what `events`, in log order, do.
+pub fn plan<'a>(
+    definition: &ProjectionDefinition,
+    partition: u16,
+    events: impl IntoIterator<Item = &'a Event>,
+    known: &mut Known,
+    condemned: &Condemned,
+) -> Plan<'a> {
+    let mut groups: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+    for event in events {
+        groups.entry(event.aggregate.id()).or_default().push(event);
+    }
+    let mut sorted = Sorted::default();
+    let mut open = Vec::new();
+    let touched = groups.values().map(|group| group[0].aggregate.key()).collect();
+    for (id, group) in groups {
+        if known.parked.contains(id) {
+            sorted.bury(&group, "an earlier event of the aggregate is parked");
+        } else if let Some((reason, error)) = condemned.get(id) {
+            sorted.park(&group, reason, error);
+        } else {
+            open.push(group);
+        }
+    }
+    let writes = match definition.kind() {
+        ProjectionKind::Document(document) => {
+            Writes::Document(documents(definition, document, &open, known, &mut sorted))
+        }
+        ProjectionKind::Rollup(rollup) => {
+            let (states, changes) = rollups(rollup, partition, &open, known, &mut sorted);
+            Writes::Rollup(states, changes)
+        }
+    };
+    let Sorted { parkings, letters, duplicate_count } = sorted;
+    Plan { writes, parkings, letters, touched, duplicate_count }
+}
+
+/// The events that are not applied.
+#[derive(Default)]
+struct Sorted<'a> {
+    parkings: Vec<Parking>,
+    letters: Vec<Letter<'a>>,
+    duplicate_count: usize,
+}
+
+impl<'a> Sorted<'a> {
+    fn bury(&mut self, events: &[&'a Event], error: &str) {
+        let letters = events.iter().map(|event| Letter { event, error: error.to_owned() });
+        self.letters.extend(letters);
+    }
+
+    /// The first of `events` failed; the later ones wait behind it.
+    fn park(&mut self, events: &[&'a Event], reason: &'static str, error: &str) {
+        let Some((first, later)) = events.split_first() else { return };
+        self.parkings.push(Parking { aggregate: first.aggregate.clone(), at: first.at, reason });
+        self.bury(&[first], error);
+        self.bury(later, "an earlier event of the aggregate is parked");
+    }
+}
+
+fn documents<'a>(
+    definition: &ProjectionDefinition,
+    document: &DocumentDefinition,
+    groups: &[Vec<&'a Event>],
+    known: &mut Known,
+    sorted: &mut Sorted<'a>,
+) -> Changes {
+    let applied = groups.iter().map(|group| {
+        let aggregate = &group[0].aggregate;
+        let before = known.states.remove(aggregate.id()).unwrap_or(StoredState::NOTHING);
+        let held = |event: &&&Event| event.version <= before.version();
+        sorted.duplicate_count += group.iter().filter(held).count();
+        let applied = document.apply(aggregate, before, group);
+        match &applied.stop {
+            None => {}
+            Some(Stop::Gap { state, event }) => {
+                let error = format!("version {event} cannot follow {state}");
+                sorted.park(&group[applied.consumed..], REASON_GAP, &error);
+            }
+            Some(Stop::Poison(error)) => {
+                sorted.park(&group[applied.consumed..], error.kind(), &chain_of(error));
+            }
+        }
+        applied
+    });
+    Changes::gather(definition, applied.collect())
+}
+
+fn rollups<'a>(
+    rollup: &RollupDefinition,
+    partition: u16,
+    groups: &[Vec<&'a Event>],
+    known: &Known,
+    sorted: &mut Sorted<'a>,
+) -> (StateWrites, RollupChanges) {
+    let mut states = StateWrites::default();
+    let mut deltas: Vec<(LogPosition, Delta)> = Vec::new();
+    for group in groups {
+        let before = known.states.get(group[0].aggregate.id()).unwrap_or(&StoredState::NOTHING);
+        let mut counted: Option<&Event> = None;
+        for (place, event) in group.iter().enumerate() {
+            let version = counted.map_or(before.version(), |event| event.version);
+            match admit(version, event.version) {
+                Admission::Duplicate => sorted.duplicate_count += 1,
+                Admission::Gap => {
+                    let error = format!("version {} cannot follow {version}", event.version);
+                    sorted.park(&group[place..], REASON_GAP, &error);
+                    break;
+                }
+                Admission::Apply => match rollup.deltas(event) {
+                    Ok(added) => {
+                        deltas.extend(added.into_iter().map(|delta| (event.at, delta)));
+                        counted = Some(event);
+                    }
+                    Err(error) => {
+                        sorted.park(&group[place..], error.kind(), &chain_of(&error));
+                        break;
+                    }
+                },
+            }
+        }
+        if let Some(newest) = counted {
+            note_counted(&mut states, partition, before, group[0], newest);
+        }
+    }
+    match rollup.gather(partition, deltas.iter().map(|(at, delta)| (*at, delta))) {
+        Ok(changes) => (states, changes),
+        Err(error) => {
+            // A sum that leaves 64 bits within one batch: no single event is at fault, so all are.
+            let parked: HashSet<AggregateId> =
+                sorted.parkings.iter().map(|parking| parking.aggregate.clone()).collect();
+            for group in groups.iter().filter(|group| !parked.contains(&group[0].aggregate)) {
+                sorted.park(group, error.kind(), &chain_of(&error));
+            }
+            (StateWrites::default(), RollupChanges::default())
+        }
+    }
+}
+
+/// The state of a rollup says which versions it has counted, and nothing else.
+fn note_counted(
+    states: &mut StateWrites,
+    partition: u16,
+    before: &StoredState,
+    first: &Event,
+    newest: &Event,
+) {
+    let is_new = before.version() == Version::ZERO;
+    let created = if is_new { first.at.position } else { before.created() };
+    states.aggregate_ids.push(newest.aggregate.id().to_owned());
+    states.partitions.push(i32::from(partition));
+    states.previous_versions.push(before.version().as_i64());
+    states.versions.push(newest.version.as_i64());
+    states.epochs.push(newest.at.epoch.as_i32());
+    states.positions.push(newest.at.position.as_i64());
+    states.created_positions.push(created.as_i64());
+    states.states.push(None);
+}

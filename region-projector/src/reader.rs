@@ -1,0 +1,261 @@
+//! Reads the region's stream in order and hands every partition its events.
+//!
+//! Nothing is handed on that does not join the chain. When the stream cannot tell what comes next (a
+//! hole, an unreadable message, a mirror that is stalled), the primary's log is read over HTTP up to
+//! there; until that succeeds no partition moves.
+
+pub mod pull;
+
+use std::sync::Arc;
+
+use async_nats::jetstream::Context;
+use consistency::{CommittedAt, Event, Name, PartitionCount, Position};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::{Broken, Chain, Link, Mark};
+use crate::checkpoint::VersionKey;
+use crate::health::{Health, Part, chain_of};
+use crate::log::{LogClient, LogError};
+use crate::retry::Backoff;
+use crate::status::Status;
+use crate::telemetry::{FetchReason, Telemetry};
+use pull::{Pull, PullError, Read};
+
+/// A stretch of the log, unbroken from the chunk before it, as one partition sees it.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The partition's own events of the stretch, in order.
+    pub events: Vec<Event>,
+    /// The last event of the stretch, whosever it is.
+    pub through: Mark,
+    /// When that one was committed.
+    pub committed_at: CommittedAt,
+}
+
+/// Why reading ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was asked to, or nobody listens any more.
+    Stopped,
+    /// What is read is not the log that was applied.
+    Broken(Broken),
+}
+
+/// Why reading paused; it starts again at the end of the chain.
+#[derive(Debug, thiserror::Error)]
+enum Paused {
+    #[error("the stream cannot be read")]
+    Stream(#[from] PullError),
+    #[error("the log cannot be read")]
+    Log(#[from] LogError),
+    #[error("the log has no events after position {0} that the stream has")]
+    Short(Position),
+    #[error("the chain is broken")]
+    Broken(#[from] Broken),
+    #[error("nobody listens")]
+    Deaf,
+}
+
+/// What a reader reads, and for whom.
+pub struct Reader {
+    /// The version that it reads for.
+    pub key: VersionKey,
+    /// Events of other aggregate types only move the partitions on.
+    pub aggregate_type: Name,
+    /// How aggregates are spread over `partitions`.
+    pub partition_count: PartitionCount,
+    /// One sender for each partition, in their order.
+    pub partitions: Vec<mpsc::Sender<Chunk>>,
+    /// The region's server.
+    pub context: Context,
+    /// The stream of the chain's epoch.
+    pub stream: String,
+    /// The primary's log.
+    pub log: LogClient,
+    /// Events of one request or page.
+    pub batch: usize,
+    /// What was read so far.
+    pub chain: Chain,
+    /// Where the origin stands while the mirror is stalled.
+    pub stalled: watch::Receiver<Option<Position>>,
+    /// Where what is known goes.
+    pub status: Status,
+    /// Where what is wrong goes.
+    pub health: Health,
+    /// What is counted.
+    pub telemetry: Arc<Telemetry>,
+    /// Pauses after an error.
+    pub backoff: Backoff,
+}
+
+impl Reader {
+    /// Reads until it is stopped or the chain breaks.
+    pub async fn run(mut self, stop: CancellationToken) -> Ended {
+        let mut pull = None;
+        loop {
+            let step = tokio::select! {
+                biased;
+                // No more intake once the end is near.
+                () = stop.cancelled() => return Ended::Stopped,
+                // A stalled mirror brings nothing, so the log is next.
+                origin = stalled_ahead(&mut self.stalled, self.chain.end().position) => {
+                    self.fetch(origin, FetchReason::Stalled).await
+                }
+                read = next(&mut pull, &self.context, &self.stream, self.chain.end().position,
+                    self.batch) => match read {
+                    Ok(reads) => self.join(reads).await,
+                    Err(error) => Err(error.into()),
+                },
+            };
+            if let Some(pull) = &pull {
+                self.status.raise_head(self.chain.epoch(), Pull::head(pull));
+            }
+            match step {
+                Ok(()) => self.recovered(),
+                Err(Paused::Broken(broken)) => return Ended::Broken(broken),
+                Err(Paused::Deaf) => return Ended::Stopped,
+                Err(paused @ (Paused::Stream(_) | Paused::Log(_) | Paused::Short(_))) => {
+                    pull = None;
+                    if stop.run_until_cancelled(self.pause(&paused)).await.is_none() {
+                        return Ended::Stopped;
+                    }
+                }
+            }
+        }
+    }
+
+    fn recovered(&mut self) {
+        self.backoff.reset();
+        self.health.well(Part::Stream, &self.key);
+        self.health.well(Part::Log, &self.key);
+    }
+
+    async fn pause(&mut self, paused: &Paused) {
+        let part = match paused {
+            Paused::Stream(_) => Part::Stream,
+            Paused::Log(_) | Paused::Short(_) | Paused::Broken(_) | Paused::Deaf => Part::Log,
+        };
+        self.health.unwell(part, &self.key, chain_of(paused));
+        self.backoff.pause().await;
+    }
+
+    /// Joins what was read to the chain and hands it on, with what the log has for the holes.
+    async fn join(&mut self, reads: Vec<Read>) -> Result<(), Paused> {
+        let mut stretch = Stretch::new(self.partitions.len());
+        for read in reads {
+            match read {
+                Read::Event(event) => match self.chain.join(&event)? {
+                    Link::Next => self.add(&mut stretch, *event),
+                    Link::Seen => {}
+                    Link::Hole => {
+                        self.dispatch(&mut stretch).await?;
+                        self.fetch(event.at.position.previous(), FetchReason::Hole).await?;
+                        match self.chain.join(&event)? {
+                            Link::Next => self.add(&mut stretch, *event),
+                            Link::Seen => {}
+                            Link::Hole => return Err(Paused::Short(self.chain.end().position)),
+                        }
+                    }
+                },
+                Read::Unreadable { position, .. } if position <= self.chain.end().position => {}
+                Read::Unreadable { position, reason } => {
+                    tracing::warn!(%position, reason, "message of the stream is not an event");
+                    self.dispatch(&mut stretch).await?;
+                    self.fetch(position, FetchReason::Unreadable).await?;
+                }
+            }
+        }
+        self.dispatch(&mut stretch).await
+    }
+
+    /// Reads the log from the end of the chain up to `through`, and hands it on page by page.
+    async fn fetch(&mut self, through: Position, reason: FetchReason) -> Result<(), Paused> {
+        while self.chain.end().position < through {
+            let after = self.chain.end().position;
+            let missing = usize::try_from(through.since(after)).unwrap_or(usize::MAX);
+            let limit = missing.min(self.batch);
+            let page = self.log.read(self.chain.epoch(), after, limit).await?;
+            if let Some(head) = page.head.filter(|head| head.epoch == self.chain.epoch()) {
+                self.status.raise_head(head.epoch, head.position);
+            }
+            let mut stretch = Stretch::new(self.partitions.len());
+            for event in page.events {
+                match self.chain.join(&event)? {
+                    Link::Next => self.add(&mut stretch, event),
+                    Link::Seen => {}
+                    Link::Hole => return Err(Paused::Short(self.chain.end().position)),
+                }
+            }
+            let fetched = self.chain.end().position.since(after);
+            if fetched == 0 {
+                return Err(Paused::Short(after));
+            }
+            self.telemetry.fetched(reason, fetched);
+            tracing::info!(version = %self.key, %after, fetched, ?reason, "events read from the log");
+            self.dispatch(&mut stretch).await?;
+        }
+        Ok(())
+    }
+
+    fn add(&self, stretch: &mut Stretch, event: Event) {
+        stretch.through = Some((Mark::of(&event), event.committed_at));
+        if *event.aggregate.kind() == self.aggregate_type {
+            let partition = self.partition_count.partition_of(event.aggregate.id());
+            stretch.events[usize::from(partition)].push(event);
+        }
+    }
+
+    /// Every partition gets its share, an empty one too: having nothing up to here is what proves
+    /// that it misses nothing.
+    async fn dispatch(&mut self, stretch: &mut Stretch) -> Result<(), Paused> {
+        let Some((through, committed_at)) = stretch.through.take() else { return Ok(()) };
+        self.status.raise_head(self.chain.epoch(), through.position);
+        for (sender, events) in self.partitions.iter().zip(&mut stretch.events) {
+            let events = std::mem::take(events);
+            let chunk = Chunk { events, through, committed_at };
+            sender.send(chunk).await.map_err(|_| Paused::Deaf)?;
+        }
+        Ok(())
+    }
+}
+
+/// Events that joined the chain and were not handed on yet.
+struct Stretch {
+    events: Vec<Vec<Event>>,
+    through: Option<(Mark, CommittedAt)>,
+}
+
+impl Stretch {
+    fn new(partition_count: usize) -> Self {
+        Self { events: (0..partition_count).map(|_| Vec::new()).collect(), through: None }
+    }
+}
+
+async fn next(
+    pull: &mut Option<Pull>,
+    context: &Context,
+    stream: &str,
+    after: Position,
+    batch: usize,
+) -> Result<Vec<Read>, PullError> {
+    let pull = match pull {
+        Some(pull) => pull,
+        None => pull.insert(Pull::open(context, stream, after, batch).await?),
+    };
+    pull.next().await
+}
+
+/// Waits until the mirror is stalled short of what is read, and says where the origin stands.
+async fn stalled_ahead(stalled: &mut watch::Receiver<Option<Position>>, end: Position) -> Position {
+    let ahead = |origin: &Option<Position>| origin.is_some_and(|origin| end < origin);
+    let found = match stalled.wait_for(ahead).await {
+        Ok(origin) => *origin,
+        Err(_) => None,
+    };
+    match found {
+        Some(origin) => origin,
+        // The watch is gone with the service: nothing will stall any more.
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,190 @@
+//! A pull loop of our own on the region's stream.
+//!
+//! The checkpoint lives in the database, so the consumer is ephemeral and acknowledges nothing: it is
+//! made anew at any position. The client's own message stream is not used, since it takes half a
+//! minute to notice a lost request and raises false alarms while the application is busy.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{BatchConfig, Config};
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
+use async_nats::jetstream::{self, Context};
+use async_nats::{Message, StatusCode, Subject, Subscriber};
+use consistency::{Event, Position};
+use futures::{FutureExt, StreamExt};
+use tokio::time::timeout;
+
+/// A request waits this long at the server before it is asked again.
+const EXPIRES: Duration = Duration::from_secs(5);
+/// The server says that it is there this often while it has nothing else to say.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Silence that means the request, or the server, is lost.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// The server forgets a consumer that nobody asks for this long.
+const INACTIVE_MAX: Duration = Duration::from_secs(30);
+/// The deadline of a request to the server's API.
+const REQUEST_MAX: Duration = Duration::from_secs(5);
+
+/// Why the stream cannot be read on; a new pull has to be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The consumer could not be made.
+    #[error("cannot make a consumer")]
+    Consumer(#[from] jetstream::stream::ConsumerError),
+    /// The inbox could not be subscribed.
+    #[error("cannot subscribe")]
+    Subscribe(#[from] async_nats::SubscribeError),
+    /// The request could not be sent.
+    #[error("cannot ask for messages")]
+    Request(#[from] jetstream::consumer::pull::BatchRequestError),
+    /// The API did not answer.
+    #[error("the server did not answer in time")]
+    Deadline,
+    /// The server ended the request.
+    #[error("the server ended the request: {status} {description}")]
+    Ended {
+        /// Its status.
+        status: StatusCode,
+        /// Its words.
+        description: String,
+    },
+    /// Neither message nor heartbeat.
+    #[error("the server is silent")]
+    Silent,
+    /// The connection was closed for good.
+    #[error("the connection is closed")]
+    Closed,
+    /// A message that does not come from a stream.
+    #[error("a message has no place in a stream")]
+    Stray,
+}
+
+/// One message of the stream.
+#[derive(Debug)]
+pub enum Read {
+    /// An event in its place.
+    Event(Box<Event>),
+    /// Something that is not the event of its place. The log knows what belongs there.
+    Unreadable {
+        /// Its place in the stream.
+        position: Position,
+        /// What is wrong with it; a closed set of texts.
+        reason: String,
+    },
+}
+
+/// A consumer and its requests.
+pub struct Pull {
+    context: Context,
+    consumer: Consumer<Config>,
+    inbox: Subject,
+    messages: Subscriber,
+    batch: usize,
+    /// Messages asked for and not yet received.
+    wanted: usize,
+    head: Position,
+}
+
+impl Pull {
+    /// Reads on after `after`, `batch` messages at a request.
+    pub async fn open(
+        context: &Context,
+        stream: &str,
+        after: Position,
+        batch: usize,
+    ) -> Result<Self, PullError> {
+        let config = Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after.next().get() },
+            ack_policy: AckPolicy::None,
+            inactive_threshold: INACTIVE_MAX,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Config::default()
+        };
+        let made = timeout(REQUEST_MAX, context.create_consumer_on_stream(config, stream));
+        let consumer = made.await.map_err(|_| PullError::Deadline)??;
+        let client = context.client();
+        let inbox = Subject::from(client.new_inbox());
+        let messages = client.subscribe(inbox.clone()).await?;
+        let context = context.clone();
+        Ok(Self { context, consumer, inbox, messages, batch, wanted: 0, head: after })
+    }
+
+    /// The last position of the stream, as far as the server has said.
+    pub fn head(&self) -> Position {
+        self.head
+    }
+
+    /// Waits until something has arrived, and takes what has, at most one batch, in stream order.
+    /// Cancelling loses nothing.
+    pub async fn next(&mut self) -> Result<Vec<Read>, PullError> {
+        let mut arrived = Vec::new();
+        while arrived.is_empty() {
+            self.ask().await?;
+            let waited = timeout(SILENCE_MAX, self.messages.next()).await;
+            let message = waited.map_err(|_| PullError::Silent)?.ok_or(PullError::Closed)?;
+            arrived.extend(self.take(message)?);
+            while arrived.len() < self.batch
+                && let Some(Some(message)) = self.messages.next().now_or_never()
+            {
+                arrived.extend(self.take(message)?);
+            }
+        }
+        Ok(arrived)
+    }
+
+    /// Asks again when half of what was asked for has come, so that the server never waits for us.
+    async fn ask(&mut self) -> Result<(), PullError> {
+        if self.wanted > self.batch / 2 {
+            return Ok(());
+        }
+        let request = BatchConfig {
+            batch: self.batch,
+            expires: Some(EXPIRES),
+            idle_heartbeat: HEARTBEAT,
+            ..BatchConfig::default()
+        };
+        self.consumer.request_batch(request, self.inbox.clone()).await?;
+        self.wanted += self.batch;
+        Ok(())
+    }
+
+    fn take(&mut self, message: Message) -> Result<Option<Read>, PullError> {
+        match message.status {
+            None | Some(StatusCode::OK) => {
+                self.wanted = self.wanted.saturating_sub(1);
+                self.read(message).map(Some)
+            }
+            Some(StatusCode::IDLE_HEARTBEAT) => Ok(None),
+            Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
+                // What the request still lacked does not come any more.
+                let unmet = pending_of(&message).unwrap_or(self.batch);
+                self.wanted = self.wanted.saturating_sub(unmet);
+                Ok(None)
+            }
+            Some(status) => {
+                let description = message.description.unwrap_or_default();
+                Err(PullError::Ended { status, description })
+            }
+        }
+    }
+
+    fn read(&mut self, message: Message) -> Result<Read, PullError> {
+        let message = jetstream::Message { message, context: self.context.clone() };
+        let info = message.info().map_err(|_| PullError::Stray)?;
+        let position = Position::new(info.stream_sequence).ok_or(PullError::Stray)?;
+        self.head = self.head.max(position.plus(info.pending));
+        let headers = message.message.headers.unwrap_or_default();
+        let find = |name: &'static str| headers.get(name).map(|value| value.as_str());
+        let read = match Event::from_message(find, message.message.payload.into()) {
+            Ok(event) if event.at.position == position => Read::Event(Box::new(event)),
+            Ok(_) => Read::Unreadable { position, reason: "is of another position".to_owned() },
+            Err(error) => Read::Unreadable { position, reason: error.to_string() },
+        };
+        Ok(read)
+    }
+}
+
+fn pending_of(message: &Message) -> Option<usize> {
+    message.headers.as_ref()?.get("Nats-Pending-Messages")?.as_str().parse().ok()
+}

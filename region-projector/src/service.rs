@@ -1,0 +1,232 @@
+//! The whole process but its command line.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_nats::jetstream;
+use consistency::{Epoch, Position, stream_name};
+use process::admin::{self, Admin, Readiness};
+use process::nats::Nats;
+use process::telemetry::Metrics;
+use process::{nats, postgres};
+use projection::Domain;
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::announce::Announcer;
+use crate::config::ProjectorConfig;
+use crate::engine::{Engine, Shared};
+use crate::health::{Health, Part, chain_of};
+use crate::log::LogClient;
+use crate::mirror::Mirror;
+use crate::mirror::watch::{Kept, StreamWatch};
+use crate::retry::Backoff;
+use crate::start::{self, StartError};
+use crate::status::{self, Status};
+use crate::telemetry::Telemetry;
+
+const SERVICE: &str = "region-projector";
+
+/// A running projector.
+pub struct Projector {
+    admin_address: SocketAddr,
+    readiness: Readiness,
+    status: Status,
+    metrics: Metrics,
+    stop: CancellationToken,
+    work: JoinHandle<Result<(), StartError>>,
+    admin: JoinHandle<()>,
+    admin_stop: CancellationToken,
+}
+
+impl Projector {
+    /// Binds the admin listener, and begins. Database and NATS may come later: `/readyz` says what is
+    /// missing. Cancelling `stop` ends it in order.
+    pub async fn start(
+        config: ProjectorConfig,
+        domain: Domain,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let health = Health::default();
+        health.unwell(Part::Start, SERVICE, "starting");
+        let metrics = Metrics::new(SERVICE)?;
+        let status = Status::default();
+        let pool = postgres::connect(&config.database, SERVICE)?;
+        let nats = nats::connect(&config.nats.server, SERVICE).await?;
+        let listener = TcpListener::bind(config.admin.address).await.map_err(StartError::Bind)?;
+        let admin_address = listener.local_addr().map_err(StartError::Bind)?;
+        tracing::info!(address = %admin_address, "admin listener bound");
+        let admin_stop = CancellationToken::new();
+        let (region, shown) = (config.region.clone(), status.clone());
+        let admin = Admin {
+            readiness: health.readiness().clone(),
+            metrics: metrics.clone(),
+            status: Arc::new(move || shown.to_json(&region, status::now())),
+            operations: None,
+        };
+        let credential = config.admin.credential.clone();
+        let admin = tokio::spawn(admin::serve(listener, credential, admin, admin_stop.clone()));
+        let readiness = health.readiness().clone();
+        let telemetry = Arc::new(Telemetry::new(&metrics, &status));
+        let shown = status.clone();
+        let work = Work { config, domain, pool, nats, status, health, telemetry };
+        let work = tokio::spawn(work.run(stop.clone()));
+        Ok(Self { admin_address, readiness, status: shown, metrics, stop, work, admin, admin_stop })
+    }
+
+    /// Where the admin listener is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// What `/readyz` shows.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// What was reached.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// What was measured.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Asks it to end.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits for its end: after a stop, or when it cannot start at all.
+    pub async fn join(self) -> Result<(), StartError> {
+        let ended = self.work.await;
+        self.admin_stop.cancel();
+        let _ = self.admin.await;
+        ended?
+    }
+}
+
+struct Work {
+    config: ProjectorConfig,
+    domain: Domain,
+    pool: PgPool,
+    nats: Nats,
+    status: Status,
+    health: Health,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Work {
+    async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
+        let Some(epoch) = stop.run_until_cancelled(self.prepare()).await else { return Ok(()) };
+        let epoch = epoch?;
+        let (stalled, stalled_seen) = watch::channel(None);
+        let shared = self.shared(epoch, stalled_seen);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.stream_watch(epoch, stalled).run(stop.clone()));
+        tasks.spawn(self.copy_epochs(stop.clone()));
+        for definition in self.domain.projections() {
+            let engine = Engine::new(definition.clone(), shared.clone());
+            tasks.spawn(engine.run(stop.clone()));
+        }
+        self.health.well(Part::Start, SERVICE);
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                stop.cancel();
+                tasks.join_all().await;
+                return Err(error.into());
+            }
+        }
+        self.pool.close().await;
+        // What was announced last is still in the client's buffer.
+        if let Err(error) = self.nats.client.flush().await {
+            tracing::debug!(error = chain_of(&error), "last announcements lost");
+        }
+        Ok(())
+    }
+
+    /// Prepares the database, however long that takes.
+    async fn prepare(&self) -> Result<Epoch, StartError> {
+        let apply = &self.config.apply;
+        let mut backoff = Backoff::new(apply.retry_pause_min, apply.retry_pause_max);
+        loop {
+            match start::prepare(&self.pool, &self.domain).await {
+                Ok(epoch) => {
+                    self.health.well(Part::Database, SERVICE);
+                    return Ok(epoch);
+                }
+                Err(error) if error.is_transient() => {
+                    self.health.unwell(Part::Database, SERVICE, chain_of(&error));
+                    backoff.pause().await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn log(&self) -> LogClient {
+        let log = &self.config.primary_log;
+        LogClient::new(log.url.expose(), log.credential.clone(), log.deadline.get())
+    }
+
+    fn shared(&self, epoch: Epoch, stalled: watch::Receiver<Option<Position>>) -> Shared {
+        let client = self.nats.client.clone();
+        let keys_max = self.config.apply.announced_keys_max;
+        let status = self.status.clone();
+        Shared {
+            pool: self.pool.clone(),
+            context: jetstream::new(client.clone()),
+            stream: stream_name(epoch),
+            epoch,
+            log: self.log(),
+            page_events_max: self.config.primary_log.page_events_max,
+            stalled,
+            announcer: Announcer::new(client, &self.config.region, keys_max, status),
+            status: self.status.clone(),
+            health: self.health.clone(),
+            telemetry: Arc::clone(&self.telemetry),
+            config: self.config.apply,
+        }
+    }
+
+    fn stream_watch(&self, epoch: Epoch, stalled: watch::Sender<Option<Position>>) -> StreamWatch {
+        let client = &self.nats.client;
+        let stream = stream_name(epoch);
+        let kept = if self.config.is_primary() {
+            Kept::Origin { context: Box::new(jetstream::new(client.clone())), stream }
+        } else {
+            Kept::Mirror(Box::new(Mirror::new(client, &stream, self.config.primary_domain())))
+        };
+        StreamWatch {
+            kept,
+            epoch,
+            every: self.config.nats.watch_interval.get(),
+            silence_max: self.config.nats.mirror_silence_max.get(),
+            stalled,
+            status: self.status.clone(),
+            health: self.health.clone(),
+            telemetry: Arc::clone(&self.telemetry),
+        }
+    }
+
+    /// Older tokens cannot be judged until this has succeeded once.
+    fn copy_epochs(&self, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let (pool, log, health) = (self.pool.clone(), self.log(), self.health.clone());
+        let apply = self.config.apply;
+        let mut backoff = Backoff::new(apply.retry_pause_min, apply.retry_pause_max);
+        async move {
+            while let Err(error) = start::copy_epochs(&pool, &log).await {
+                health.unwell(Part::Log, "epochs", chain_of(&error));
+                if stop.run_until_cancelled(backoff.pause()).await.is_none() {
+                    return;
+                }
+            }
+            health.well(Part::Log, "epochs");
+        }
+    }
+}

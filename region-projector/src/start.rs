@@ -1,0 +1,190 @@
+//! What has to be there before events are applied: tables, versions, checkpoints, epochs.
+
+use consistency::{Epoch, Position};
+use projection::{Domain, ProjectionDefinition};
+use sqlx::migrate::MigrateError;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+use crate::checkpoint::{self, VersionKey};
+use crate::log::LogClient;
+
+/// Why the projector cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The fixed tables could not be brought up to date.
+    #[error("the migrations of the region did not run")]
+    Migrate(#[from] MigrateError),
+    /// The database.
+    #[error("the database refused")]
+    Database(#[from] sqlx::Error),
+    /// A version that is read is not in this binary, so nobody would keep it current.
+    #[error("version {version} of projection {projection} is active, but not in this binary")]
+    ActiveVersionUnknown {
+        /// The projection.
+        projection: String,
+        /// Its active version.
+        version: i32,
+    },
+    /// The number of partitions was changed without a new version.
+    #[error("{key} was made with {stored} partitions, this binary has {compiled}")]
+    PartitionCount {
+        /// Which version.
+        key: VersionKey,
+        /// As it was made.
+        stored: i32,
+        /// As this binary has it.
+        compiled: u16,
+    },
+    /// The checkpoints do not count in one epoch.
+    #[error("checkpoints are of different epochs")]
+    Epochs,
+    /// The connection to NATS cannot be set up as configured.
+    #[error("the connection to NATS cannot be set up")]
+    Nats(#[from] async_nats::ConnectError),
+    /// The admin listener's address cannot be bound.
+    #[error("the admin address cannot be bound")]
+    Bind(#[source] std::io::Error),
+    /// The instruments cannot be made.
+    #[error("telemetry cannot be set up")]
+    Telemetry(#[from] process::telemetry::TelemetryError),
+    /// A task of the service panicked.
+    #[error("a task of the service panicked")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+impl StartError {
+    /// Whether the same start may succeed later. The others need another binary or an operator.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            // An unreachable database looks like this in both.
+            Self::Database(_) => true,
+            Self::Migrate(error) => matches!(error, MigrateError::Execute(_)),
+            Self::ActiveVersionUnknown { .. }
+            | Self::PartitionCount { .. }
+            | Self::Epochs
+            | Self::Nats(_)
+            | Self::Bind(_)
+            | Self::Telemetry(_)
+            | Self::Panicked(_) => false,
+        }
+    }
+}
+
+/// Makes everything that is absent, and says which epoch is read here.
+pub async fn prepare(pool: &PgPool, domain: &Domain) -> Result<Epoch, StartError> {
+    let mut migrator = sqlx::migrate!("../migrations/region");
+    // A newer binary may have been here: its migrations only add.
+    migrator.set_ignore_missing(true);
+    migrator.run(pool).await?;
+    let mut connection = pool.acquire().await?;
+    check_active(&mut connection, domain).await?;
+    let adopted = adopted_epoch(&mut connection).await?;
+    for definition in domain.projections() {
+        create(&mut connection, definition, adopted).await?;
+    }
+    read_epoch(&mut connection, adopted).await
+}
+
+/// Names of a version in the fixed tables.
+pub fn key_of(definition: &ProjectionDefinition) -> VersionKey {
+    VersionKey { projection: definition.name().clone(), version: definition.version() }
+}
+
+async fn check_active(connection: &mut PgConnection, domain: &Domain) -> Result<(), StartError> {
+    let active = sqlx::query!("select projection, version from projection_version where active")
+        .fetch_all(connection)
+        .await?;
+    let known = |projection: &str, version: i32| {
+        u32::try_from(version).is_ok_and(|version| domain.projection(projection, version).is_some())
+    };
+    match active.into_iter().find(|row| !known(&row.projection, row.version)) {
+        Some(row) => Err(StartError::ActiveVersionUnknown {
+            projection: row.projection,
+            version: row.version,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// One version with its tables and checkpoints, all or nothing. The first version of a projection is
+/// active at once: there is none that it could be older than.
+async fn create(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    epoch: Epoch,
+) -> Result<(), StartError> {
+    let key = key_of(definition);
+    let partition_count = definition.partition_count().get();
+    let mut transaction = connection.begin().await?;
+    sqlx::query!(
+        "insert into projection_version (projection, version, partition_count, active)
+         values ($1, $2, $3, not exists (
+             select from projection_version where projection = $1 and active))
+         on conflict (projection, version) do nothing",
+        key.projection.as_str(),
+        key.version_column(),
+        i32::from(partition_count),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let stored = sqlx::query_scalar!(
+        "select partition_count from projection_version where projection = $1 and version = $2",
+        key.projection.as_str(),
+        key.version_column(),
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if stored != i32::from(partition_count) {
+        return Err(StartError::PartitionCount { key, stored, compiled: partition_count });
+    }
+    for statement in &definition.statements().create {
+        sqlx::query(AssertSqlSafe(statement.clone())).execute(&mut *transaction).await?;
+    }
+    checkpoint::create(&mut transaction, &key, partition_count, epoch).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn adopted_epoch(connection: &mut PgConnection) -> Result<Epoch, StartError> {
+    let newest = sqlx::query_scalar!("select max(epoch) from adopted_epoch");
+    let newest = newest.fetch_one(connection).await?;
+    Ok(newest.and_then(Epoch::from_i32).unwrap_or(Epoch::FIRST))
+}
+
+async fn read_epoch(connection: &mut PgConnection, otherwise: Epoch) -> Result<Epoch, StartError> {
+    let epochs = sqlx::query_scalar!("select distinct epoch from checkpoint");
+    let epochs = epochs.fetch_all(connection).await?;
+    match epochs.as_slice() {
+        [] => Ok(otherwise),
+        [epoch] => Epoch::from_i32(*epoch).ok_or(StartError::Epochs),
+        [_, _, ..] => Err(StartError::Epochs),
+    }
+}
+
+/// Why the primary's epochs are not known here yet.
+#[derive(Debug, thiserror::Error)]
+pub enum EpochError {
+    /// The primary did not tell.
+    #[error("the primary's epochs cannot be read")]
+    Log(#[from] crate::log::LogError),
+    /// The database.
+    #[error("the database refused")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Copies the primary's epochs, by which the region's gateways judge older tokens.
+pub async fn copy_epochs(pool: &PgPool, log: &LogClient) -> Result<(), EpochError> {
+    let epochs = log.epochs().await?;
+    let mut connection = pool.acquire().await?;
+    let numbers: Vec<i32> = epochs.iter().map(|(epoch, _)| epoch.as_i32()).collect();
+    let starts: Vec<i64> = epochs.iter().map(|(_, start)| Position::as_i64(*start)).collect();
+    sqlx::query!(
+        "insert into adopted_epoch (epoch, starts_after)
+         select * from unnest($1::integer[], $2::bigint[]) on conflict do nothing",
+        &numbers,
+        &starts,
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
+}

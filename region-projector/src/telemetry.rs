@@ -1,0 +1,191 @@
+//! What the projector measures: every name and label in one place.
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+
+use crate::checkpoint::VersionKey;
+use crate::status::{self, Status};
+
+const METER: &str = "tidemark.projector";
+
+/// Events by what became of them.
+const EVENTS: &str = "tidemark.projection.events";
+/// Seconds that a batch took from its first statement to its commit.
+const BATCH_DURATION: &str = "tidemark.projection.batch.duration";
+/// Attempts that failed and were made again.
+const RETRIES: &str = "tidemark.projection.retries";
+/// Aggregates that were parked.
+const PARKED: &str = "tidemark.projection.parkings";
+/// Events that had to be read from the primary's log.
+const FETCHED: &str = "tidemark.log.fetched_events";
+/// Nudges to a stalled mirror.
+const NUDGES: &str = "tidemark.mirror.nudges";
+/// Times that everything was taken over anew.
+const RESTARTS: &str = "tidemark.projection.restarts";
+/// The stored position of a partition.
+const CHECKPOINT: &str = "tidemark.projection.checkpoint";
+/// The position that a partition has reached.
+const WATERMARK: &str = "tidemark.projection.watermark";
+/// Positions that a partition is behind.
+const LAG_POSITIONS: &str = "tidemark.projection.lag.positions";
+/// Seconds that a partition is behind, at most.
+const LAG_SECONDS: &str = "tidemark.projection.lag";
+
+const LABEL_PROJECTION: &str = "projection";
+const LABEL_VERSION: &str = "version";
+const LABEL_PARTITION: &str = "partition";
+const LABEL_OUTCOME: &str = "outcome";
+const LABEL_REASON: &str = "reason";
+
+/// Why the log was read instead of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchReason {
+    /// The stream went on past what was missing.
+    Hole,
+    /// A message was not the event of its place.
+    Unreadable,
+    /// The mirror stood still.
+    Stalled,
+}
+
+impl FetchReason {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Hole => "hole",
+            Self::Unreadable => "unreadable",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
+/// What became of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// They are in the rows.
+    Applied,
+    /// They were in the rows already.
+    Duplicate,
+    /// They are with the dead letters.
+    DeadLettered,
+}
+
+impl Outcome {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Duplicate => "duplicate",
+            Self::DeadLettered => "dead-lettered",
+        }
+    }
+}
+
+/// The instruments.
+#[derive(Debug)]
+pub struct Telemetry {
+    events: Counter<u64>,
+    batch_duration: Histogram<f64>,
+    retries: Counter<u64>,
+    parked: Counter<u64>,
+    fetched: Counter<u64>,
+    nudges: Counter<u64>,
+    restarts: Counter<u64>,
+}
+
+impl Telemetry {
+    /// Makes the instruments; what partitions have reached is read from `status` when it is asked for.
+    pub fn new(metrics: &process::telemetry::Metrics, status: &Status) -> Self {
+        let meter = metrics.meter(METER);
+        observe(&meter, status);
+        Self {
+            events: meter.u64_counter(EVENTS).build(),
+            batch_duration: meter.f64_histogram(BATCH_DURATION).with_unit("s").build(),
+            retries: meter.u64_counter(RETRIES).build(),
+            parked: meter.u64_counter(PARKED).build(),
+            fetched: meter.u64_counter(FETCHED).build(),
+            nudges: meter.u64_counter(NUDGES).build(),
+            restarts: meter.u64_counter(RESTARTS).build(),
+        }
+    }
+
+    /// Something became of `count` events.
+    pub fn events(&self, key: &VersionKey, outcome: Outcome, count: usize) {
+        if count > 0 {
+            let [projection, version] = of_version(key);
+            let outcome = KeyValue::new(LABEL_OUTCOME, outcome.label());
+            self.events.add(count as u64, &[projection, version, outcome]);
+        }
+    }
+
+    /// A batch was committed.
+    pub fn batch(&self, key: &VersionKey, seconds: f64) {
+        self.batch_duration.record(seconds, &of_version(key));
+    }
+
+    /// An attempt failed; `reason` is out of a closed set.
+    pub fn retried(&self, key: &VersionKey, reason: &'static str) {
+        let [projection, version] = of_version(key);
+        self.retries.add(1, &[projection, version, KeyValue::new(LABEL_REASON, reason)]);
+    }
+
+    /// An aggregate was parked; `reason` is out of a closed set.
+    pub fn parked(&self, key: &VersionKey, reason: &'static str) {
+        let [projection, version] = of_version(key);
+        self.parked.add(1, &[projection, version, KeyValue::new(LABEL_REASON, reason)]);
+    }
+
+    /// Events were read from the log.
+    pub fn fetched(&self, reason: FetchReason, count: u64) {
+        self.fetched.add(count, &[KeyValue::new(LABEL_REASON, reason.label())]);
+    }
+
+    /// A mirror was nudged.
+    pub fn nudged(&self) {
+        self.nudges.add(1, &[]);
+    }
+
+    /// A version was taken over anew.
+    pub fn restarted(&self, key: &VersionKey) {
+        self.restarts.add(1, &of_version(key));
+    }
+}
+
+fn of_version(key: &VersionKey) -> [KeyValue; 2] {
+    [
+        KeyValue::new(LABEL_PROJECTION, key.projection.to_string()),
+        KeyValue::new(LABEL_VERSION, i64::from(key.version)),
+    ]
+}
+
+fn of_partition(lag: &status::Lag) -> [KeyValue; 3] {
+    [
+        KeyValue::new(LABEL_PROJECTION, lag.projection.clone()),
+        KeyValue::new(LABEL_VERSION, i64::from(lag.version)),
+        KeyValue::new(LABEL_PARTITION, i64::from(lag.reached.held.partition)),
+    ]
+}
+
+fn observe(meter: &Meter, status: &Status) {
+    type Measure = fn(&status::Lag) -> u64;
+    let gauges: [(&'static str, Measure); 3] = [
+        (CHECKPOINT, |lag| lag.reached.held.mark.position.get()),
+        (WATERMARK, |lag| lag.reached.watermark.get()),
+        (LAG_POSITIONS, |lag| lag.positions),
+    ];
+    for (name, value) in gauges {
+        let status = status.clone();
+        let gauge = meter.u64_observable_gauge(name).with_callback(move |observer| {
+            for lag in status.lags(status::now()) {
+                observer.observe(value(&lag), &of_partition(&lag));
+            }
+        });
+        gauge.build();
+    }
+    let status = status.clone();
+    let seconds = meter.f64_observable_gauge(LAG_SECONDS).with_unit("s");
+    let seconds = seconds.with_callback(move |observer| {
+        for lag in status.lags(status::now()) {
+            observer.observe(lag.seconds, &of_partition(&lag));
+        }
+    });
+    seconds.build();
+}

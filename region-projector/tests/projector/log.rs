@@ -1,0 +1,142 @@
+//! A log in memory, served over HTTP as the primary would.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use consistency::{
+    AggregateId, CommittedAt, Epoch, Event, EventId, LogPosition, Name, Position, SchemaVersion,
+    Version,
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use process::server::{ServerLimits, serve};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+pub const CREDENTIAL: &str = "between regions";
+
+#[derive(Default)]
+struct Shared {
+    events: Mutex<Vec<Event>>,
+    cut: AtomicBool,
+}
+
+pub struct TestLog {
+    shared: Arc<Shared>,
+    pub address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl TestLog {
+    pub async fn start() -> Self {
+        let shared = Arc::new(Shared::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let answering = Arc::clone(&shared);
+        let service = move |request: Request<Incoming>| {
+            let response = answering.answer(&request);
+            async move { response }
+        };
+        tokio::spawn(serve(listener, ServerLimits::default(), service, stop.clone()));
+        Self { shared, address, _stop: stop.drop_guard() }
+    }
+
+    /// Whether the link to it is cut: it answers nothing but errors.
+    pub fn set_cut(&self, cut: bool) {
+        self.shared.cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// The whole log.
+    pub fn events(&self) -> Vec<Event> {
+        self.shared.events.lock().unwrap().clone()
+    }
+
+    /// Puts an event of another log at the end.
+    pub fn restore(&self, event: Event) {
+        self.shared.events.lock().unwrap().push(event);
+    }
+
+    /// Appends an event of an aggregate of type `tally`.
+    pub fn append(&self, id: &str, event_type: &str, data: &str) -> Event {
+        self.append_to("tally", id, event_type, data)
+    }
+
+    pub fn append_to(&self, kind: &str, id: &str, event_type: &str, data: &str) -> Event {
+        let mut events = self.shared.events.lock().unwrap();
+        let aggregate = AggregateId::new(Name::new(kind).unwrap(), id).unwrap();
+        let versions = events.iter().filter(|event| event.aggregate == aggregate).count() as u64;
+        let position = Position::new(events.len() as u64 + 1).unwrap();
+        let event = Event {
+            at: LogPosition::new(Epoch::FIRST, position),
+            id: EventId::new(Uuid::new_v4()),
+            previous_id: events.last().map_or(EventId::NIL, |event| event.id),
+            aggregate,
+            version: Version::new(versions + 1).unwrap(),
+            event_type: Name::new(event_type).unwrap(),
+            schema_version: SchemaVersion::FIRST,
+            committed_at: CommittedAt::from_unix_micros(
+                std::time::UNIX_EPOCH.elapsed().unwrap().as_micros() as i64,
+            ),
+            correlation_id: Uuid::new_v4(),
+            causation_id: Uuid::new_v4(),
+            idempotency_key_hash: None,
+            traceparent: None,
+            data: data.to_owned(),
+        };
+        events.push(event.clone());
+        event
+    }
+}
+
+impl Shared {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let credential = request.headers().get("tidemark-credential");
+        if self.cut.load(Ordering::SeqCst) {
+            return refused(StatusCode::BAD_GATEWAY);
+        }
+        if credential.is_none_or(|credential| credential != CREDENTIAL) {
+            return refused(StatusCode::UNAUTHORIZED);
+        }
+        match request.uri().path() {
+            "/internal/epochs" => Response::new(Full::new("[]".into())),
+            "/internal/log" => self.page(request.uri().query().unwrap_or_default()),
+            _ => refused(StatusCode::NOT_FOUND),
+        }
+    }
+
+    fn page(&self, query: &str) -> Response<Full<Bytes>> {
+        let parameter = |name: &str| -> usize {
+            let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs
+                .filter(|(key, _)| *key == name)
+                .map(|(_, value)| value.parse::<usize>().unwrap())
+                .sum()
+        };
+        let events = self.events.lock().unwrap();
+        let page = events.iter().skip(parameter("after")).take(parameter("limit"));
+        let lines = page.map(|event| {
+            let headers: serde_json::Map<_, _> = event
+                .headers()
+                .into_iter()
+                .map(|(name, text)| (name.into(), text.into()))
+                .collect();
+            format!("{}\n", json!({ "headers": headers, "data": event.data }))
+        });
+        let mut response = Response::new(Full::new(lines.collect::<String>().into()));
+        let head = format!("1.{}", events.len());
+        response.headers_mut().insert("tidemark-head", head.parse().unwrap());
+        response
+    }
+}
+
+fn refused(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,10 @@
+//! A projector on real servers.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test may fail loudly")]
+
+mod apply;
+mod faults;
+mod log;
+mod reading;
+mod tally;
+mod world;

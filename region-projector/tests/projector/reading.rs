@@ -1,0 +1,151 @@
+//! The chain: holes, forgeries, other pasts.
+
+use std::time::Duration;
+
+use consistency::{EventId, Position};
+use process::admin::Condition;
+use region_projector::Projector;
+use uuid::Uuid;
+
+use crate::tally::domain;
+use crate::world::{World, eventually, publish, stop};
+
+fn condition(projector: &Projector, name: &str) -> Option<Condition> {
+    projector.readiness().report(None).conditions.get(name).cloned()
+}
+
+async fn until_broken(projector: &Projector) {
+    eventually("the broken chain is reported", async || {
+        matches!(condition(projector, "chain"), Some(Condition::NotReady(_)))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hole_is_filled_from_the_log_and_nobody_passes_it_before() {
+    let world = World::start().await;
+    world.log.set_cut(true);
+    let before = world.add("a", 1).await;
+    let lost = world.add("b", 2).await;
+    let last = world.add("c", 3).await;
+    world.lose(lost).await;
+    let mut announcements = world.announcements().await;
+    let projector = world.projector(domain()).await;
+    world.stored(before).await;
+    eventually("the missing log is reported", async || {
+        matches!(condition(&projector, "log"), Some(Condition::Degraded(_)))
+    })
+    .await;
+    assert_eq!(world.tally("c").await, None);
+    assert_eq!(world.lowest_checkpoint().await, Some(before));
+    let highest = "select max(position) from checkpoint";
+    assert_eq!(world.count(highest).await, before.as_i64(), "not even where nothing is missing");
+
+    world.log.set_cut(false);
+    let said = announcements.find(|said| before < said.to).await;
+    assert!(said.from <= before, "{said:?}");
+    world.stored(last).await;
+    assert_eq!(world.tally("b").await, Some((2, 1)));
+    assert_eq!(world.tally("c").await, Some((3, 1)));
+    let counted = projector.metrics().render();
+    let line = counted.lines().find(|line| line.starts_with("tidemark_log_fetched_events_total"));
+    assert!(line.is_some_and(|line| line.contains(r#"reason="hole""#)), "{line:?}");
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_after_the_checkpoint_is_completed_from_the_log() {
+    let world = World::start().await;
+    for n in 1..=250 {
+        world.log.append("a", "Added", &format!("{{\"n\":{}}}", i64::from(n == 250)));
+    }
+    let events = world.log.events();
+    world.jetstream.delete_stream(crate::world::STREAM).await.unwrap();
+    let config = async_nats::jetstream::stream::Config {
+        name: crate::world::STREAM.into(),
+        subjects: vec!["events.>".into()],
+        first_sequence: Some(250),
+        ..Default::default()
+    };
+    world.jetstream.create_stream(config).await.unwrap();
+    world.publish(&events[249]).await;
+    let projector = world.projector(domain()).await;
+    world.stored(Position::new(250).unwrap()).await;
+    assert_eq!(world.tally("a").await, Some((1, 250)));
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn a_forged_predecessor_stops_the_projector_for_an_operator() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    let before = world.add("a", 1).await;
+    world.stored(before).await;
+    let mut forged = world.log.append("a", "Added", r#"{"n":1}"#);
+    forged.previous_id = EventId::new(Uuid::new_v4());
+    world.publish(&forged).await;
+    until_broken(&projector).await;
+    assert_eq!(world.tally("a").await, Some((1, 1)));
+    assert_eq!(world.lowest_checkpoint().await, Some(before));
+    assert!(!projector.readiness().is_ready());
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn a_past_that_was_rewritten_while_the_projector_was_away_stops_it() {
+    let mut world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.add("a", 1).await;
+    world.stored(world.add("a", 1).await).await;
+    stop(projector).await;
+    // The log lost its last event, and the stream was made again from what the log says now.
+    world.jetstream.delete_stream(crate::world::STREAM).await.unwrap();
+    crate::world::create_stream(&world.jetstream).await;
+    let kept = world.log.events()[0].clone();
+    world.log = crate::log::TestLog::start().await;
+    world.log.restore(kept.clone());
+    world.publish(&kept).await;
+    for _ in 0..2 {
+        let event = world.log.append("a", "Added", r#"{"n":100}"#);
+        publish(&world.jetstream, &event).await;
+    }
+    let projector = world.projector(domain()).await;
+    until_broken(&projector).await;
+    assert_eq!(world.tally("a").await, Some((2, 2)));
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_no_event_is_read_from_the_log_instead() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.add("a", 1).await;
+    world.log.append("a", "Added", r#"{"n":2}"#);
+    let published = world.jetstream.publish("events.tally.1", "stray".into()).await.unwrap();
+    published.await.unwrap();
+    let last = world.add("a", 4).await;
+    world.stored(last).await;
+    assert_eq!(world.tally("a").await, Some((7, 3)));
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_wiped_and_rebuilt_number_for_number_is_read_on() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.add("a", 1).await;
+    world.stored(world.add("b", 1).await).await;
+    world.jetstream.delete_stream(crate::world::STREAM).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), async {
+        crate::world::create_stream(&world.jetstream).await;
+        for event in world.log.events() {
+            world.publish(&event).await;
+        }
+    })
+    .await
+    .unwrap();
+    world.stored(world.add("a", 1).await).await;
+    assert_eq!(world.tally("a").await, Some((2, 2)));
+    assert_eq!(world.tally("b").await, Some((1, 1)));
+    stop(projector).await;
+}

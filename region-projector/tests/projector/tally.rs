@@ -1,0 +1,95 @@
+//! A small domain to project: tallies that are added to and moved between lists.
+
+use consistency::Event;
+use projection::{Deltas, Document, Domain, Fold, FoldError, Projection, Rollup, Rows};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+pub struct Tally {
+    pub sum: i64,
+    pub list: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub enum TallyEvent {
+    Added { n: i64 },
+    Moved { to: String },
+    Removed {},
+}
+
+struct Tallies;
+
+impl Fold for Tallies {
+    type State = Tally;
+    type Event = TallyEvent;
+
+    fn fold(
+        &self,
+        state: Option<Tally>,
+        event: TallyEvent,
+        _: &Event,
+    ) -> Result<Option<Tally>, FoldError> {
+        let mut tally = state.unwrap_or(Tally { sum: 0, list: "new".to_owned() });
+        match event {
+            TallyEvent::Added { n: 13 } => return Err(FoldError::new("thirteen is not added")),
+            TallyEvent::Added { n } => tally.sum += n,
+            TallyEvent::Moved { to } => tally.list = to,
+            TallyEvent::Removed {} => return Ok(None),
+        }
+        Ok(Some(tally))
+    }
+}
+
+impl Document for Tallies {
+    fn rows(&self, tally: &Tally, rows: &mut Rows<'_>) {
+        rows.row("tally", tally);
+        rows.item("by-list", tally.list.as_str(), &tally.sum);
+    }
+}
+
+struct Totals;
+
+impl Rollup for Totals {
+    type Event = TallyEvent;
+
+    fn deltas(
+        &self,
+        event: TallyEvent,
+        _: &Event,
+        deltas: &mut Deltas<'_>,
+    ) -> Result<(), FoldError> {
+        match event {
+            TallyEvent::Added { n: 13 } => return Err(FoldError::new("thirteen is not added")),
+            TallyEvent::Added { n } => {
+                deltas.add("all", "total", n);
+                deltas.add("all", "largest", n);
+            }
+            TallyEvent::Moved { .. } | TallyEvent::Removed {} => {}
+        }
+        Ok(())
+    }
+}
+
+/// The projection `tallies`, four partitions, version `version`.
+pub fn domain_of(version: u32) -> Domain {
+    let tallies = Projection::document("tallies", version, "tally", Tallies)
+        .row("tally")
+        .list("by-list")
+        .partitions(4);
+    Domain::builder().aggregate("tally", Tallies).projection(tallies).build().unwrap()
+}
+
+pub fn domain() -> Domain {
+    domain_of(1)
+}
+
+/// The rollup `totals`, beside the tallies.
+pub fn domain_with_totals() -> Domain {
+    let tallies = Projection::document("tallies", 1, "tally", Tallies)
+        .row("tally")
+        .list("by-list")
+        .partitions(4);
+    let totals =
+        Projection::rollup("totals", 1, "tally", "total", Totals).sum("total").max("largest");
+    Domain::builder().projection(tallies).projection(totals).build().unwrap()
+}

@@ -268,7 +268,8 @@ impl DocumentDefinition {
 
     /// What `events`, the aggregate's own in order, change. Those that `before` holds already are
     /// passed over. Goes as far as it can: what follows the first event that cannot be applied is
-    /// left out, and `stop` says why.
+    /// left out, and `stop` says why. Rows are made once, of the last state, so an event whose own
+    /// rows would be unusable does no harm when a later one of the run mends them.
     pub fn apply(
         &self,
         aggregate: &AggregateId,

@@ -364,7 +364,7 @@ fn snapshot(naming: &Naming<'_>, limit: &str) -> (String, String) {
                 select aggregate_type, aggregate_id, position from parked
                 where projection = '{projection}' and version = {version}
                 order by position limit {limit}::bigint + 1
-            ) as some
+            ) as bounded
         ) as parked_first"#
     );
     (columns, sources)

@@ -14,6 +14,12 @@ pub enum Error {
         /// The folders that were looked at.
         searched: Vec<String>,
     },
+    /// One of our own programs is not where Cargo would put it.
+    #[error("{} is not there: build it with `cargo build --workspace --bins`", path.display())]
+    NotBuilt {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// The process runs as root, and there is no `postgres` user to drop to.
     #[error(
         "postgres refuses to run as root and there is no user 'postgres': run compose/setup.sh"

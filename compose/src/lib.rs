@@ -3,7 +3,10 @@
 //!
 //! Whatever is started here ends with the value that owns it, and with this process should it be killed.
 
+pub mod demo;
+pub mod docker;
 pub mod error;
+pub mod local;
 pub mod nats;
 pub mod ports;
 pub mod postgres;

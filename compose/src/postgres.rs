@@ -90,6 +90,15 @@ impl Cluster {
         Ok(self.url(name))
     }
 
+    /// Runs the statements of a file in a database, and stops at the first error.
+    pub async fn run_file(&self, database: &str, file: &Path) -> Result<(), Error> {
+        let psql = Program::new("psql", self.bin.join("psql"), self.log())
+            .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"])
+            .args(["--dbname", &self.url(database), "--file"])
+            .arg(file);
+        run(psql).await.map(|_| ())
+    }
+
     /// Starts the stopped or killed server on its data and port, and waits until it takes connections.
     pub async fn start_again(&mut self) -> Result<(), Error> {
         if self.server.as_ref().is_some_and(Child::is_running) {

@@ -1,0 +1,47 @@
+# Each target works on a fresh Debian machine with Rust: compose/setup.sh installs what is missing, and is quick when
+# nothing is.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test loadtest prepare render setup binaries
+
+# `make demo PROFILE=release` for optimised binaries.
+PROFILE ?= dev
+# `make up FIRST_PORT=8080` for ports that stay the same.
+FIRST_PORT ?=
+# Seconds of load.
+DURATION_S ?= 30
+
+target := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+ports := $(if $(FIRST_PORT),--first-port $(FIRST_PORT))
+tools := $(or $(TIDEMARK_TOOLS),.tools)
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: binaries ## Three regions, the read-your-writes story step by step, a clean stop
+	$(target)/local demo $(ports)
+
+up: binaries ## Three regions that stay up, with their addresses
+	$(target)/local up $(ports)
+
+test: binaries ## All tests
+	SQLX_OFFLINE=true cargo test --workspace --locked --profile $(if $(filter dev,$(PROFILE)),test,$(PROFILE))
+
+loadtest: binaries ## A k6 run against three regions while their links lag and break
+	DURATION_S=$(DURATION_S) $(target)/local run $(ports) -- $(tools)/bin/k6 run --quiet loadtest/lag.js
+
+prepare: setup ## Check the SQL statements against a database and write .sqlx
+	cargo build --locked --package compose --bin local
+	rm -rf .sqlx && mkdir .sqlx
+	find . -name '*.rs' -not -path './target/*' | xargs grep -l 'query' | xargs touch
+	SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx \
+		target/debug/local with-database cargo check --workspace --all-targets --locked
+
+render: setup ## Write the configurations for Docker
+	cargo run --locked --package compose --bin local -- render
+
+setup: ## Install what is missing
+	@compose/setup.sh
+
+binaries: setup
+	SQLX_OFFLINE=true cargo build --workspace --bins --locked --profile $(PROFILE)

@@ -1,0 +1,2 @@
+-- The log has a database of its own, at the primary only.
+create database tidemark_log;

@@ -115,6 +115,10 @@ impl Report {
         });
     }
 
+    fn last_published(&self) -> Option<LogPosition> {
+        self.0.borrow().published
+    }
+
     fn published(&self, at: LogPosition) {
         self.0.send_if_modified(|status| {
             let changed = status.published != Some(at);

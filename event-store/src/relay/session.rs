@@ -7,8 +7,9 @@ use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::stream::Stream;
-use consistency::{EventId, LogPosition, Position};
+use consistency::{Epoch, EventId, LogPosition, Position};
 use futures::StreamExt;
+use futures::future::try_join_all;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,9 @@ use super::pipeline::Pipeline;
 use super::stream::{self, Comparison, Incarnation};
 use super::{RelayState, Report};
 use crate::{EventStore, ReadError, RelayConfig};
+
+/// How many messages of the stream are looked up at a time.
+const LOOK_UP_COUNT_MAX: usize = 64;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -167,12 +171,48 @@ impl<'a> Session<'a> {
         let position = Position::new(end.sequence).unwrap_or(Position::MAX);
         let id_in_log = self.store.event_id_at(position).await?;
         match stream::compare(end, incarnation, head.at, id_in_log) {
-            Comparison::Continue(at, id) => Ok((stream, at, id)),
+            Comparison::Continue(at, id) => {
+                self.check_newcomers(&stream, at).await?;
+                Ok((stream, at, id))
+            }
             Comparison::Contradiction(reason) => {
-                self.store.refuse(incarnation.epoch, &reason).await?;
-                Err(SessionError::Refused(reason))
+                Err(self.refuse(incarnation.epoch, reason).await?)
             }
         }
+    }
+
+    /// Compares what came to the stream since it was last known. The last message is not enough: a
+    /// stray one takes the place of one in flight, which is refused, and the next one fits again.
+    async fn check_newcomers(&self, stream: &Stream, end: LogPosition) -> Result<(), SessionError> {
+        let known = self.report.last_published().filter(|known| known.epoch == end.epoch);
+        let Some(known) = known else { return Ok(()) };
+        let span_max = (self.config.in_flight_max + 2 * self.config.read_events_max) as u64;
+        let oldest = Position::new(end.position.get().saturating_sub(span_max));
+        let mut after = known.position.max(oldest.unwrap_or_default());
+        while after < end.position {
+            let mut events = self.read_after(after).await?;
+            events.retain(|event| event.at.position <= end.position);
+            let Some(last) = events.last() else { return Ok(()) };
+            after = last.at.position;
+            for events in events.chunks(LOOK_UP_COUNT_MAX) {
+                let sequences = events.iter().map(|event| event.at.position.get());
+                let ids = sequences.map(|sequence| stream::id_at(stream, sequence));
+                for (event, on_stream) in events.iter().zip(try_join_all(ids).await?) {
+                    // What has aged out was compared when it was published.
+                    if let Some(on_stream) = on_stream.filter(|on_stream| *on_stream != event.id) {
+                        let sequence = event.at.position.get();
+                        let reason = stream::different(end.epoch, sequence, on_stream, event.id);
+                        return Err(self.refuse(end.epoch, reason).await?);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn refuse(&self, epoch: Epoch, reason: String) -> Result<SessionError, SessionError> {
+        self.store.refuse(epoch, &reason).await?;
+        Ok(SessionError::Refused(reason))
     }
 
     /// The stream still ends where this relay left it.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
-    Compression, Config, DiscardPolicy, RetentionPolicy, StorageType, Stream,
+    Compression, Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType,
+    Stream,
 };
 use async_nats::jetstream::{ErrorCode, stream};
 use consistency::{Epoch, EventId, LogPosition, MESSAGE_ID_HEADER, Position, stream_name};
@@ -52,26 +53,27 @@ pub(super) fn compare(
 ) -> Comparison {
     let name = stream_name(incarnation.epoch);
     let sequence = end.sequence;
-    let contradiction = |text: String| Comparison::Contradiction(text);
     let Some(position) = Position::new(sequence).filter(|position| *position <= head.position)
     else {
-        return contradiction(format!(
+        return Comparison::Contradiction(format!(
             "stream {name} ends at {sequence}, ahead of the log, which ends at {head}"
         ));
     };
     if position < incarnation.starts_after {
         let start = incarnation.starts_after;
-        return contradiction(format!(
+        return Comparison::Contradiction(format!(
             "stream {name} ends at {sequence}, before its epoch, which starts after {start}"
         ));
     }
     let Some(in_log) = id_in_log else {
-        return contradiction(format!("the log has no event at {sequence}, where {name} ends"));
+        return Comparison::Contradiction(format!(
+            "the log has no event at {sequence}, where {name} ends"
+        ));
     };
     match end.event_id {
-        Some(on_stream) if on_stream != in_log => contradiction(format!(
-            "stream {name} has event {on_stream} at {sequence}, the log has {in_log}"
-        )),
+        Some(on_stream) if on_stream != in_log => {
+            Comparison::Contradiction(different(incarnation.epoch, sequence, on_stream, in_log))
+        }
         Some(_) | None => {
             Comparison::Continue(LogPosition::new(incarnation.epoch, position), in_log)
         }
@@ -105,9 +107,34 @@ pub(super) async fn end(stream: &Stream) -> Result<StreamEnd, SessionError> {
     if state.messages == 0 {
         return Ok(StreamEnd { sequence, event_id: None });
     }
-    let last = stream.get_raw_message(sequence).await.map_err(SessionError::stream)?;
-    let id = last.headers.get(MESSAGE_ID_HEADER).and_then(|id| id.as_str().parse::<Uuid>().ok());
-    Ok(StreamEnd { sequence, event_id: Some(id.map_or(EventId::NIL, EventId::new)) })
+    let event_id = id_at(stream, sequence).await?;
+    let event_id =
+        event_id.ok_or(SessionError::LostPlace("the stream shrank while it was read"))?;
+    Ok(StreamEnd { sequence, event_id: Some(event_id) })
+}
+
+/// Id of the message under a sequence, nil when it is not one of ours; `None` when there is no such
+/// message, or none any more.
+pub(super) async fn id_at(stream: &Stream, sequence: u64) -> Result<Option<EventId>, SessionError> {
+    let message = match stream.get_raw_message(sequence).await {
+        Ok(message) => message,
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
+        Err(error) => return Err(SessionError::stream(error)),
+    };
+    let id = message.headers.get(MESSAGE_ID_HEADER);
+    let id = id.and_then(|id| id.as_str().parse::<Uuid>().ok());
+    Ok(Some(id.map_or(EventId::NIL, EventId::new)))
+}
+
+/// Says that stream and log hold different events in one place.
+pub(super) fn different(
+    epoch: Epoch,
+    sequence: u64,
+    on_stream: EventId,
+    in_log: EventId,
+) -> String {
+    let name = stream_name(epoch);
+    format!("stream {name} has event {on_stream} at {sequence}, the log has {in_log}")
 }
 
 fn stream_config(incarnation: Incarnation, config: &RelayConfig) -> Config {
@@ -152,4 +179,44 @@ fn is_not_found(kind: &GetStreamErrorKind) -> bool {
         kind,
         GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IN_LOG: EventId = EventId::new(Uuid::from_u128(1));
+    const OTHER: EventId = EventId::new(Uuid::from_u128(2));
+
+    fn compared(sequence: u64, event_id: Option<EventId>, head: u64) -> Comparison {
+        let starts_after = Position::new(5).unwrap();
+        let incarnation = Incarnation { epoch: Epoch::FIRST, starts_after };
+        let head = LogPosition::new(Epoch::FIRST, Position::new(head).unwrap());
+        let id_in_log = (sequence <= head.position.get()).then_some(IN_LOG);
+        compare(StreamEnd { sequence, event_id }, incarnation, head, id_in_log)
+    }
+
+    #[test]
+    fn a_stream_that_ends_with_the_logs_event_is_continued() {
+        let at = LogPosition::new(Epoch::FIRST, Position::new(7).unwrap());
+        assert_eq!(compared(7, Some(IN_LOG), 7), Comparison::Continue(at, IN_LOG));
+        assert_eq!(compared(7, Some(IN_LOG), 9), Comparison::Continue(at, IN_LOG));
+        assert_eq!(compared(7, None, 9), Comparison::Continue(at, IN_LOG), "its events aged");
+    }
+
+    #[test]
+    fn a_stream_that_the_log_cannot_have_made_is_a_contradiction() {
+        for (sequence, event_id, head) in [
+            (8, Some(IN_LOG), 7),
+            (8, None, 7),
+            (7, Some(OTHER), 7),
+            (7, Some(OTHER), 9),
+            (7, Some(EventId::NIL), 9),
+            (4, None, 9),
+            (u64::MAX, None, 9),
+        ] {
+            let comparison = compared(sequence, event_id, head);
+            assert!(matches!(comparison, Comparison::Contradiction(_)), "{comparison:?}");
+        }
+    }
 }

@@ -1,1 +1,532 @@
-//! The relay.
+//! The relay: the stream is the log, number for number, whatever happens on the way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use async_nats::{Client, ConnectOptions};
+use compose::nats::{Server, User};
+use consistency::{Epoch, Event, Position, stream_name};
+use event_store::{
+    AppendError, Committer, EventStore, Expected, Relay, RelayConfig, RelayState, RelayStatus,
+    StoreConfig,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    DEADLINE, Database, LOG_ID, append, assert_log_is_whole, event, eventually, fill, order, pool,
+    position,
+};
+
+/// One region's log: a database, a NATS server and a gateway's store.
+struct Region {
+    database: Database,
+    nats: Server,
+    store: EventStore,
+    _committer: Committer,
+}
+
+/// A relay, with what ends it.
+struct Running {
+    relay: Relay,
+    shutdown: CancellationToken,
+}
+
+impl Region {
+    async fn start() -> Self {
+        let (database, nats) = tokio::join!(Database::start(), Server::start_single());
+        let (store, committer) = database.store().await;
+        Self { database, nats: nats.unwrap(), store, _committer: committer }
+    }
+
+    async fn client(&self, user: User) -> Client {
+        let (name, password) = self.nats.credentials(user);
+        let options = ConnectOptions::with_user_and_password(name, password);
+        options.connect(self.nats.url()).await.unwrap()
+    }
+
+    async fn relay(&self) -> Running {
+        self.relay_of(&self.store, config()).await
+    }
+
+    async fn relay_of(&self, store: &EventStore, config: RelayConfig) -> Running {
+        let client = self.client(User::Relay).await;
+        let shutdown = CancellationToken::new();
+        let relay = Relay::spawn(store.clone(), client, config, shutdown.clone());
+        Running { relay, shutdown }
+    }
+
+    async fn operate(&self) -> jetstream::Context {
+        jetstream::new(self.client(User::Operator).await)
+    }
+
+    /// Every message of the stream, once it has as many as the log has events. Each must be its
+    /// event's, under the sequence that is its position.
+    async fn published(&self) -> Vec<Message> {
+        let last = assert_log_is_whole(&self.database.pool()).await as u64;
+        let context = self.operate().await;
+        let stream = until_stream_ends_at(&context, last).await;
+        let mut messages = Vec::new();
+        for sequence in 1..=last {
+            messages.push(Message::read(&stream, sequence).await);
+        }
+        let events = self.store.read_range(Position::ZERO, 100_000).await.unwrap();
+        for (event, message) in events.iter().zip(&messages) {
+            message.assert_is_of(event);
+        }
+        assert_eq!(events.len(), messages.len());
+        messages
+    }
+
+    /// As a restore of an older backup would leave it.
+    async fn cut_log_back_to(&self, last: u64) {
+        let last = last as i64;
+        let pool = self.database.pool();
+        sqlx::query("delete from event where position > $1")
+            .bind(last)
+            .execute(&pool)
+            .await
+            .unwrap();
+        sqlx::query(
+            "update log_head set position = $1,
+                 event_id = (select id from event where position = $1)",
+        )
+        .bind(last)
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.relay.stopped()).await.unwrap();
+    }
+
+    async fn until(&self, what: &str, wanted: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
+        let mut status = self.relay.status();
+        let reached = match tokio::time::timeout(DEADLINE, status.wait_for(wanted)).await {
+            Ok(reached) => Some(reached.unwrap().clone()),
+            Err(_) => None,
+        };
+        reached.unwrap_or_else(|| panic!("not in time: {what}; is {:?}", *status.borrow()))
+    }
+
+    async fn until_refused(&self) -> String {
+        let refused = |status: &RelayStatus| matches!(status.state, RelayState::Refused(_));
+        let status = self.until("the relay refuses", refused).await;
+        let RelayState::Refused(reason) = status.state else { panic!("{status:?}") };
+        reason
+    }
+
+    async fn until_active(&self) {
+        self.until("the relay is active", |status| status.state == RelayState::Active).await;
+    }
+
+    async fn until_published(&self, last: u64) {
+        self.until("everything is published", |status| {
+            status.published.is_some_and(|at| at.position.get() >= last)
+        })
+        .await;
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Message {
+    subject: String,
+    headers: BTreeMap<String, String>,
+    payload: Vec<u8>,
+}
+
+impl Message {
+    async fn read(stream: &stream::Stream, sequence: u64) -> Self {
+        let raw = stream.get_raw_message(sequence).await.unwrap();
+        let headers = raw.headers.iter().map(|(name, values)| {
+            assert_eq!(values.len(), 1);
+            (name.to_string(), values[0].to_string())
+        });
+        Self {
+            subject: raw.subject.to_string(),
+            headers: headers.collect(),
+            payload: raw.payload.to_vec(),
+        }
+    }
+
+    fn assert_is_of(&self, event: &Event) {
+        let mut headers: BTreeMap<String, String> =
+            event.headers().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let before = event.at.position.previous();
+        headers.insert("Nats-Expected-Last-Sequence".to_owned(), before.to_string());
+        headers.insert("Nats-Expected-Stream".to_owned(), stream_name(event.at.epoch));
+        assert_eq!(self.headers, headers);
+        assert_eq!(self.subject, event.aggregate.subject());
+        assert_eq!(self.payload, event.data.as_bytes());
+    }
+}
+
+/// A polling interval beyond the test: what is noticed is noticed by being told.
+fn config() -> RelayConfig {
+    RelayConfig { poll_interval: Duration::from_secs(3600), ..polling() }
+}
+
+fn polling() -> RelayConfig {
+    RelayConfig {
+        poll_interval: Duration::from_millis(100),
+        lease_duration: Duration::from_millis(900),
+        ack_wait_max: Duration::from_secs(2),
+        ..RelayConfig::new("us-east")
+    }
+}
+
+async fn until_stream_ends_at(context: &jetstream::Context, last: u64) -> stream::Stream {
+    eventually("the stream ends where the log does", async || {
+        let stream = context.get_stream(stream_name(Epoch::FIRST)).await.ok()?;
+        let state = &stream.cached_info().state;
+        assert!(state.last_sequence <= last, "the stream runs ahead");
+        (state.last_sequence == last && state.messages == last).then_some(stream)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_event_is_published_once_under_the_sequence_that_is_its_position() {
+    let region = Region::start().await;
+    fill(&region.store, 30).await;
+    let running = region.relay().await;
+    running.until_published(30).await;
+    let aggregate = order("many");
+    region.store.append(append(&aggregate, Expected::Any, 500)).await.unwrap();
+    fill(&region.store, 20).await;
+    let messages = region.published().await;
+    assert_eq!(messages.len(), 550);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_append_of_another_process_wakes_the_relay() {
+    let region = Region::start().await;
+    let first = region.relay().await;
+    first.until_active().await;
+    let (store, _committer) = region.database.store().await;
+    let second = region.relay_of(&store, config()).await;
+    second.until("the second stands by", |status| status.state == RelayState::Standby).await;
+    // Told by the second until the first has heard: a wake-up may be lost.
+    eventually("the first was woken", async || {
+        fill(&store, 1).await;
+        let head = store.head_seen().position;
+        let published = first.relay.status().borrow().published;
+        published.filter(|at| at.position.get() > 0 && at.position <= head)
+    })
+    .await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn polling_finds_what_no_wake_up_told_of() {
+    let region = Region::start().await;
+    let running = region.relay_of(&region.store, polling()).await;
+    running.until_active().await;
+    // A store without a relay, so that nobody is told.
+    let (silent, _committer) = region.database.store().await;
+    fill(&silent, 3).await;
+    assert_eq!(region.published().await.len(), 3);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn another_relay_takes_over_when_the_first_stops() {
+    let region = Region::start().await;
+    let first = region.relay().await;
+    first.until_active().await;
+    let (store, _committer) = region.database.store().await;
+    let second = region.relay_of(&store, config()).await;
+    fill(&region.store, 5).await;
+    first.until_published(5).await;
+    first.stop().await;
+    second.until_active().await;
+    fill(&store, 5).await;
+    assert_eq!(region.published().await.len(), 10);
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn two_relays_at_once_keep_the_stream_dense() {
+    let region = Region::start().await;
+    let (store, _committer) = region.database.store().await;
+    let first = region.relay_of(&region.store, polling()).await;
+    let second = region.relay_of(&store, polling()).await;
+    let pool = region.database.pool();
+    for _ in 0..15 {
+        // The holder publishes on until it looks at its lease again; the other begins.
+        sqlx::query("delete from lease").execute(&pool).await.unwrap();
+        region.store.append(append(&order("a"), Expected::Any, 200)).await.unwrap();
+        fill(&store, 3).await;
+    }
+    assert_eq!(region.published().await.len(), 15 * 203);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn appends_go_on_without_nats_and_are_published_when_it_is_back() {
+    let mut region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 5).await;
+    running.until_published(5).await;
+    region.nats.stop().await.unwrap();
+    fill(&region.store, 40).await;
+    region.nats.start_again().await.unwrap();
+    running.until_published(45).await;
+    assert_eq!(region.published().await.len(), 45);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn acknowledgements_lost_with_a_killed_server_neither_lose_nor_double_events() {
+    let mut region = Region::start().await;
+    let running = region.relay_of(&region.store, polling()).await;
+    running.until_active().await;
+    for _ in 0..4 {
+        let store = region.store.clone();
+        let appending = tokio::spawn(async move {
+            for nth in 0..10 {
+                store
+                    .append(append(&order(&format!("a-{nth}")), Expected::Any, 100))
+                    .await
+                    .unwrap();
+            }
+        });
+        let before = running.relay.status().borrow().published.map_or(0, |at| at.position.get());
+        running.until_published(before + 1).await;
+        region.nats.kill().await.unwrap();
+        appending.await.unwrap();
+        region.nats.start_again().await.unwrap();
+    }
+    assert_eq!(region.published().await.len(), 4000);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_wiped_stream_is_rebuilt_number_for_number() {
+    let mut region = Region::start().await;
+    let running = region.relay_of(&region.store, polling()).await;
+    fill(&region.store, 60).await;
+    let before = region.published().await;
+    region.nats.kill().await.unwrap();
+    region.nats.wipe().await.unwrap();
+    region.nats.start_again().await.unwrap();
+    let after = region.published().await;
+    assert_eq!(after, before);
+    fill(&region.store, 1).await;
+    assert_eq!(region.published().await.len(), 61);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_deleted_under_an_idle_relay_is_rebuilt_number_for_number() {
+    let region = Region::start().await;
+    let running = region.relay_of(&region.store, polling()).await;
+    fill(&region.store, 25).await;
+    let before = region.published().await;
+    region.operate().await.delete_stream(stream_name(Epoch::FIRST)).await.unwrap();
+    assert_eq!(region.published().await, before);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_lost_its_tail_gets_it_again() {
+    let mut region = Region::start().await;
+    let running = region.relay_of(&region.store, polling()).await;
+    fill(&region.store, 20).await;
+    region.published().await;
+    region.nats.stop().await.unwrap();
+    let store_dir = region.nats.config().store.clone();
+    let older = tempfile::tempdir().unwrap();
+    copy(&store_dir, older.path());
+    region.nats.start_again().await.unwrap();
+    fill(&region.store, 20).await;
+    let before = region.published().await;
+    region.nats.stop().await.unwrap();
+    region.nats.wipe().await.unwrap();
+    copy(older.path(), &store_dir);
+    region.nats.start_again().await.unwrap();
+    assert_eq!(region.published().await, before);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_lost_its_tail_refuses_appends_instead_of_skipping_them() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 10).await;
+    running.until_published(10).await;
+    running.stop().await;
+    region.cut_log_back_to(8).await;
+    let running = region.relay().await;
+    let reason = running.until_refused().await;
+    assert!(reason.contains("ahead of the log"), "{reason}");
+    let answer = region.store.append(append(&order("a"), Expected::Any, 1)).await;
+    let Err(AppendError::Refused { reason: told }) = answer else { panic!("{answer:?}") };
+    assert_eq!(told, reason);
+    assert_eq!(region.store.head().await.unwrap().refused_because, Some(reason));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_grew_past_its_lost_tail_is_told_by_the_event_ids() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 10).await;
+    running.until_published(10).await;
+    running.stop().await;
+    region.cut_log_back_to(8).await;
+    fill(&region.store, 5).await;
+    let running = region.relay().await;
+    let reason = running.until_refused().await;
+    assert!(reason.contains("has event"), "{reason}");
+    let context = region.operate().await;
+    until_stream_ends_at(&context, 10).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_restored_under_a_running_relay_is_noticed_before_anything_is_published() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 10).await;
+    running.until_published(10).await;
+    region.cut_log_back_to(8).await;
+    // The head this process has seen is 10, so this is the first it is told of.
+    fill(&region.store, 3).await;
+    running.until_refused().await;
+    let context = region.operate().await;
+    until_stream_ends_at(&context, 10).await;
+    let answer = region.store.append(append(&order("a"), Expected::Any, 1)).await;
+    assert!(matches!(answer, Err(AppendError::Refused { .. })), "{answer:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stray_message_on_the_stream_is_a_contradiction() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 3).await;
+    running.until_published(3).await;
+    let context = region.operate().await;
+    context.publish("events.order.1", "stray".into()).await.unwrap().await.unwrap();
+    // In flight together: the first finds its place taken, those after it fit.
+    region.store.append(append(&order("a"), Expected::Any, 20)).await.unwrap();
+    let reason = running.until_refused().await;
+    assert!(reason.contains("at 4,"), "{reason}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_largest_event_that_is_taken_is_published() {
+    let region = Region::start().await;
+    let payload_bytes_max = region.client(User::Relay).await.server_info().max_payload;
+    let config = StoreConfig { payload_bytes_max, ..StoreConfig::new(LOG_ID) };
+    let (store, _committer) = EventStore::open(pool(&region.database.url), config).await.unwrap();
+    let running = region.relay_of(&store, polling()).await;
+    let of_length = |length: usize| {
+        let mut append = append(&order("large"), Expected::Any, 0);
+        append.events = vec![event(&format!("\"{}\"", "x".repeat(length)))];
+        append
+    };
+    let answer = store.append(of_length(payload_bytes_max)).await;
+    let Err(AppendError::Invalid(event_store::InvalidAppend::TooLarge { bytes, .. })) = answer
+    else {
+        panic!("{answer:?}")
+    };
+    let excess = bytes - payload_bytes_max;
+    assert!(store.append(of_length(payload_bytes_max - excess + 1)).await.is_err());
+    store.append(of_length(payload_bytes_max - excess)).await.unwrap();
+    running.until_published(1).await;
+    assert_eq!(region.published().await.len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_takes_less_than_the_store_is_not_published_to() {
+    let region = Region::start().await;
+    let config = StoreConfig { payload_bytes_max: 2 * 1024 * 1024, ..StoreConfig::new(LOG_ID) };
+    let (store, _committer) = EventStore::open(pool(&region.database.url), config).await.unwrap();
+    let running = region.relay_of(&store, polling()).await;
+    let failing = |status: &RelayStatus| match &status.state {
+        RelayState::Failing(reason) => reason.contains("2097152"),
+        RelayState::Standby | RelayState::Active | RelayState::Refused(_) => false,
+    };
+    running.until("the limit is named", failing).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_stream_of_a_later_epoch_starts_after_its_boundary() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 7).await;
+    running.until_published(7).await;
+    running.stop().await;
+    let pool = region.database.pool();
+    region.cut_log_back_to(5).await;
+    sqlx::query("insert into epoch (epoch, starts_after) values (2, 5)")
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::query("update log_head set epoch = 2").execute(&pool).await.unwrap();
+    let context = region.operate().await;
+    context.delete_stream(stream_name(Epoch::FIRST)).await.unwrap();
+
+    let running = region.relay().await;
+    fill(&region.store, 4).await;
+    running.until_published(9).await;
+    let second = Epoch::new(2).unwrap();
+    let stream = context.get_stream(stream_name(second)).await.unwrap();
+    let state = &stream.cached_info().state;
+    assert_eq!((state.first_sequence, state.last_sequence), (6, 9));
+    let events = region.store.read_range(position(5), 10).await.unwrap();
+    for event in events {
+        assert_eq!(event.at.epoch, second);
+        Message::read(&stream, event.at.position.get()).await.assert_is_of(&event);
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_stream_cannot_be_thinned_and_keeps_what_it_is_told_to() {
+    let region = Region::start().await;
+    let retention = RelayConfig {
+        stream_age_max: Duration::from_secs(3600),
+        stream_bytes_max: Some(100_000_000),
+        ..config()
+    };
+    let running = region.relay().await;
+    fill(&region.store, 3).await;
+    running.until_published(3).await;
+    running.stop().await;
+    let running = region.relay_of(&region.store, retention).await;
+    running.until_active().await;
+    let context = region.operate().await;
+    let stream = context.get_stream(stream_name(Epoch::FIRST)).await.unwrap();
+    let config = &stream.cached_info().config;
+    assert_eq!((config.max_age, config.max_bytes), (Duration::from_secs(3600), 100_000_000));
+    assert!(stream.delete_message(2).await.is_err());
+    assert!(stream.purge().await.is_err());
+    assert_eq!(region.published().await.len(), 3);
+    running.stop().await;
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

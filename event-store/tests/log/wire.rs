@@ -100,7 +100,7 @@ impl State {
     }
 
     async fn forward(&self, number: usize, mut client: TcpStream, mut server: TcpStream) {
-        let (mut from_client, mut from_server) = ([0; 65536], [0; 65536]);
+        let (mut from_client, mut from_server) = (vec![0; 65536], vec![0; 65536]);
         loop {
             tokio::select! {
                 read = client.read(&mut from_client) => {

@@ -59,7 +59,8 @@ impl Command for PlaceOrder {
         let customer = rule::exists("customer-exists", &self.customer_id, customer)?;
         let mut items = Vec::new();
         for item in &self.items {
-            items = with_more(items, &item.product_id, item.quantity, found)?;
+            let line = line(&items, &item.product_id, item.quantity, found)?;
+            items = with_line(items, line)?;
         }
         check_total(&items)?;
         Ok(vec![OrderEvent::OrderPlaced {
@@ -101,12 +102,11 @@ impl Command for AddItem {
         found: &Found<'_>,
     ) -> Result<Vec<OrderEvent>, CommandError> {
         let order = placed(&self.order_id, state)?;
-        let items = with_more(order.items.clone(), &self.product_id, self.quantity, found)?;
+        let line = line(&order.items, &self.product_id, self.quantity, found)?;
+        let items = with_line(order.items.clone(), line.clone())?;
         check_item_count(items.len())?;
         check_total(&items)?;
-        let added = items.into_iter().find(|line| line.product_id == self.product_id);
-        let quantity = rule::quantity(self.quantity)?;
-        Ok(added.map(|line| OrderEvent::ItemAdded(Line { quantity, ..line })).into_iter().collect())
+        Ok(vec![OrderEvent::ItemAdded(line)])
     }
 }
 
@@ -258,26 +258,35 @@ fn is(status: Status) -> String {
     format!("the order is {}", status.as_str())
 }
 
-/// `items` with more of a product: at the name and price it has in them, else as it is found.
-fn with_more(
-    mut items: Vec<Line>,
+/// So many of a product: at the name and price it has in `items`, else as it is found.
+fn line(
+    items: &[Line],
     product_id: &str,
     quantity: i64,
     found: &Found<'_>,
-) -> Result<Vec<Line>, CommandError> {
-    let added = rule::quantity(quantity)?;
-    if let Some(line) = items.iter_mut().find(|line| line.product_id == product_id) {
-        line.quantity = rule::quantity(i64::from(line.quantity) + i64::from(added))?;
-        return Ok(items);
+) -> Result<Line, CommandError> {
+    let quantity = rule::quantity(quantity)?;
+    if let Some(held) = items.iter().find(|held| held.product_id == product_id) {
+        return Ok(Line { quantity, ..held.clone() });
     }
     let product = found.state::<Product>("product", product_id);
     let product = rule::exists("product-exists", product_id, product)?;
-    items.push(Line {
+    Ok(Line {
         product_id: product_id.to_owned(),
         product_name: product.name.clone(),
         unit_price_cents: product.price_cents,
-        quantity: added,
-    });
+        quantity,
+    })
+}
+
+/// `items` and `line`, as one line when the product is in them already.
+fn with_line(mut items: Vec<Line>, line: Line) -> Result<Vec<Line>, CommandError> {
+    match items.iter_mut().find(|held| held.product_id == line.product_id) {
+        Some(held) => {
+            held.quantity = rule::quantity(i64::from(held.quantity) + i64::from(line.quantity))?;
+        }
+        None => items.push(line),
+    }
     Ok(items)
 }
 

@@ -1,0 +1,8 @@
+//! The rules of the domain, without a server.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod invariants;
+mod rules;
+mod views;
+mod world;

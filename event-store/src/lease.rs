@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 #[derive(Debug)]
@@ -20,8 +20,16 @@ impl Lease {
         Self { pool, name, holder, duration }
     }
 
-    /// Takes or prolongs it; `false` when another holds it.
+    /// Takes or prolongs it; `false` when another holds it. An answer that takes longer than the lease
+    /// lasts is none.
     pub(crate) async fn hold(&self) -> Result<bool, sqlx::Error> {
+        timeout(self.duration, self.try_hold()).await.unwrap_or_else(|_| {
+            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(sqlx::Error::Io(late))
+        })
+    }
+
+    async fn try_hold(&self) -> Result<bool, sqlx::Error> {
         let held = sqlx::query!(
             "insert into lease (name, holder, expires_at)
              values ($1, $2, clock_timestamp() + make_interval(secs => $3))

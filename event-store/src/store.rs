@@ -58,7 +58,8 @@ impl Committer {
 
 impl EventStore {
     /// Opens the log in a migrated database, makes it the log of `config.log_id` if it is none yet, and
-    /// starts the committer. The pool's connections are best bounded by [`crate::Timeouts`].
+    /// starts the committer. The pool's connections are best bounded by [`crate::Timeouts`]; the
+    /// committer keeps one of them, and the relay uses up to three.
     pub async fn open(pool: PgPool, config: StoreConfig) -> Result<(Self, Committer), OpenError> {
         if let Some(contradiction) = config.contradiction() {
             return Err(OpenError::Config(contradiction));

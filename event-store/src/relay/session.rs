@@ -10,7 +10,7 @@ use async_nats::jetstream::stream::Stream;
 use consistency::{Epoch, EventId, LogPosition, Position};
 use futures::StreamExt;
 use futures::future::try_join_all;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::pipeline::Pipeline;
@@ -94,7 +94,8 @@ impl<'a> Session<'a> {
         self.check_connection()?;
         self.check_payload_limit()?;
         let subject = self.config.wake_subject.clone();
-        let mut wake = self.client.subscribe(subject).await.map_err(SessionError::stream)?;
+        let wake = timeout(self.config.ack_wait_max, self.client.subscribe(subject)).await;
+        let mut wake = wake.map_err(SessionError::stream)?.map_err(SessionError::stream)?;
         let mut head = self.store.watch_head();
         let (stream, end, end_id) = self.find_place().await?;
         self.report.published(end);

@@ -134,10 +134,13 @@ impl Stack {
             let server = nats.server(name).expect("the topology was started with these regions");
             regions.push(wiring.region(name, *gateway_port, cluster, server).await?);
         }
-        let stack = Stack { regions, nats, proxies, folder };
-        let ready = stack.wait_until_ready().await;
-        // What the services wrote is worth more than a message when they did not start.
-        ready.inspect_err(|_| stack.print_log_folder()).map(|()| stack)
+        let mut stack = Stack { regions, nats, proxies, folder };
+        if let Err(error) = stack.wait_until_ready().await {
+            // What the services wrote is worth more than a message.
+            stack.keep_logs();
+            return Err(error);
+        }
+        Ok(stack)
     }
 
     /// The region of that name.
@@ -180,13 +183,17 @@ impl Stack {
         let clusters = self.regions.iter_mut().map(|region| region.postgres.stop());
         results.extend(join_all(clusters).await);
         let trouble = results.into_iter().find_map(Result::err);
-        trouble.map_or(Ok(()), Err).inspect_err(|_| self.print_log_folder())
+        if let Some(error) = trouble {
+            self.keep_logs();
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Keeps configurations and logs when the stack ends, and says where they are.
     pub fn keep_logs(&mut self) {
         self.folder.disable_cleanup(true);
-        self.print_log_folder();
+        eprintln!("configurations and logs: {}", self.folder.path().display());
     }
 
     async fn wait_until_ready(&self) -> Result<(), Error> {
@@ -213,10 +220,6 @@ impl Stack {
             database: region.postgres.url(REGION_DATABASE),
             log_database: is_primary.then(|| region.postgres.url(LOG_DATABASE)),
         }
-    }
-
-    fn print_log_folder(&self) {
-        eprintln!("configurations and logs: {}", self.folder.path().display());
     }
 }
 

@@ -57,9 +57,16 @@ struct Ports {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
+async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    match Arguments::parse().command {
+    obey(Arguments::parse().command).await.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn obey(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Demo(ports) => with_stack(ports, async |stack| tell(stack).await).await,
         Command::Up { ports, addresses_file } => {
             with_stack(ports, async |stack| stay(stack, addresses_file.as_ref()).await).await
@@ -86,7 +93,8 @@ async fn with_stack(
         }
     };
     tokio::pin!(interrupted);
-    let plan = Plan { first_port: ports.first_port, ..Plan::default() };
+    let postgres = postgres::Options { durable: true, ..postgres::Options::default() };
+    let plan = Plan { first_port: ports.first_port, postgres, ..Plan::default() };
     let mut stack = tokio::select! {
         biased;
         // What has been started ends with the unfinished start.

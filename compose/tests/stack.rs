@@ -1,0 +1,184 @@
+//! The whole: three regions with real gateways and projectors. Needs their binaries: `cargo build --workspace --bins`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use compose::demo;
+use compose::demo::caller::{Answer, Caller};
+use compose::local::{Plan, Stack};
+use compose::nats::{User, event_link};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+const EUROPE: &str = "eu-west";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn start() -> Stack {
+    Box::pin(Stack::start(Plan::default())).await.unwrap()
+}
+
+fn caller(stack: &Stack, region: &str) -> Caller {
+    Caller::new(stack.region(region).unwrap().url.clone()).unwrap()
+}
+
+/// Places an order through the region, and returns its path in the view of orders.
+async fn place(caller: &mut Caller, order: &str) -> String {
+    let customer = json!({"customer_id": format!("customer-of-{order}"), "name": "Ada"});
+    let product = json!({"product_id": format!("product-of-{order}"), "name": "Tide table", "price_cents": 2500});
+    assert!(caller.command("RegisterCustomer", &customer).await.unwrap().status.is_success());
+    assert!(caller.command("CreateProduct", &product).await.unwrap().status.is_success());
+    let items = json!([{"product_id": product["product_id"], "quantity": 1}]);
+    let placed = json!({"order_id": order, "customer_id": customer["customer_id"], "items": items});
+    let answer = caller.command("PlaceOrder", &placed).await.unwrap();
+    assert_eq!(answer.status, 201, "{answer:?}");
+    format!("/v1/views/order-detail/{order}")
+}
+
+async fn add_item(caller: &mut Caller, order: &str) -> Answer {
+    let item =
+        json!({"order_id": order, "product_id": format!("product-of-{order}"), "quantity": 1});
+    let answer = caller.command("AddItem", &item).await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer
+}
+
+/// Reads until the answer is no longer "not yet".
+async fn settled(caller: &mut Caller, path: &str, within: Duration) -> Answer {
+    let end = Instant::now() + within;
+    loop {
+        let answer = caller.get(path, "wait;ms=500, pending").await.unwrap();
+        if answer.status != 202 || Instant::now() > end {
+            return answer;
+        }
+    }
+}
+
+fn assert_local(answer: &Answer, version: u64) {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(["local", "waited"].contains(&answer.word()), "{answer:?}");
+    assert_eq!(answer.version(), Some(version), "{answer:?}");
+}
+
+fn runs(pid: u32) -> bool {
+    Command::new("kill").args(["-0", &pid.to_string()]).output().unwrap().status.success()
+}
+
+fn pids(stack: &Stack) -> Vec<u32> {
+    let of_regions = stack
+        .regions
+        .iter()
+        .flat_map(|region| [region.gateway.pid(), region.projector.pid(), region.postgres.pid()]);
+    let servers = stack.nats.regions.iter().chain([&stack.nats.primary]);
+    of_regions.chain(servers.map(|server| server.pid())).map(Option::unwrap).collect()
+}
+
+#[tokio::test]
+async fn two_stacks_tell_the_story_side_by_side_and_leave_nothing_running() {
+    let (first, second) = tokio::join!(start(), start());
+    let all: Vec<u32> = [pids(&first), pids(&second)].concat();
+    assert_eq!(all.len(), 24);
+    assert!(all.iter().all(|pid| runs(*pid)));
+    let (told, told_too) =
+        tokio::join!(Box::pin(demo::tell(&first)), Box::pin(demo::tell(&second)));
+    assert!(told.unwrap() && told_too.unwrap());
+    let proxy = first.proxies.url().replace("http://", "");
+
+    first.stop().await.unwrap();
+    drop(second);
+    assert!(!all.iter().any(|pid| runs(*pid)));
+    assert!(TcpStream::connect(proxy).is_err());
+}
+
+#[tokio::test]
+async fn a_region_is_current_within_seconds_of_a_20_s_cut_of_its_event_link() {
+    let stack = start().await;
+    let mut europe = caller(&stack, EUROPE);
+    let path = place(&mut europe, "o-cut").await;
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 1);
+
+    stack.proxies.set_enabled(&event_link(EUROPE), false).await.unwrap();
+    add_item(&mut europe, "o-cut").await;
+    // The length of the cut is the fault: after 10 s of silence a mirror loses its consumer.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(europe.get(&path, "wait;ms=50, pending").await.unwrap().status, 202);
+    stack.proxies.set_enabled(&event_link(EUROPE), true).await.unwrap();
+    assert_local(&settled(&mut europe, &path, Duration::from_secs(15)).await, 2);
+    stack.stop().await.unwrap();
+}
+
+/// Who holds the projector's password may say what he likes: rows are believed for what their own snapshot proves.
+#[tokio::test]
+async fn a_forged_announcement_changes_nothing() {
+    let stack = start().await;
+    let server = stack.nats.server(EUROPE).unwrap();
+    let connect = async |user| {
+        let (name, password) = server.credentials(user);
+        let options = async_nats::ConnectOptions::with_user_and_password(name, password);
+        options.connect(server.url()).await.unwrap()
+    };
+    let listener = connect(User::Gateway).await;
+    let mut announcements = listener.subscribe("tidemark.eu-west.currency").await.unwrap();
+    listener.flush().await.unwrap();
+    let mut europe = caller(&stack, EUROPE);
+    let path = place(&mut europe, "o-forged").await;
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 1);
+    let genuine = timeout(PATIENCE, announcements.next()).await.unwrap().unwrap();
+    let genuine: Value = serde_json::from_slice(&genuine.payload).unwrap();
+
+    stack.proxies.set_enabled(&event_link(EUROPE), false).await.unwrap();
+    let written = add_item(&mut europe, "o-forged").await;
+    let ahead = written.body["position"].as_u64().unwrap() + 1000;
+    let forger = connect(User::Projector).await;
+    for partition in 0..64 {
+        let mut forged = genuine.clone();
+        forged["partition"] = json!(partition);
+        for position in ["to", "stored", "head"] {
+            forged[position] = json!(ahead);
+        }
+        for from in [0, written.body["position"].as_u64().unwrap() - 1] {
+            forged["from"] = json!(from);
+            forger.publish("tidemark.eu-west.currency", forged.to_string().into()).await.unwrap();
+        }
+    }
+    forger.flush().await.unwrap();
+    let answer = europe.get(&path, "wait;ms=300, pending").await.unwrap();
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let answer = europe.get(&path, "wait;ms=50, forward").await.unwrap();
+    assert_eq!((answer.word(), answer.version()), ("forwarded", Some(2)), "{answer:?}");
+
+    stack.proxies.set_enabled(&event_link(EUROPE), true).await.unwrap();
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 2);
+    stack.stop().await.unwrap();
+}
+
+/// Every process of a region is killed in turn; what was acknowledged is there afterwards.
+#[tokio::test]
+async fn killed_services_come_back_with_everything_acknowledged() {
+    let mut stack = start().await;
+    let mut europe = caller(&stack, EUROPE);
+    let path = place(&mut europe, "o-killed").await;
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 1);
+    let http = reqwest::Client::new();
+
+    let region = stack.region_mut(EUROPE).unwrap();
+    region.projector.kill().await;
+    add_item(&mut europe, "o-killed").await;
+    region.projector.start_again().unwrap();
+    region.projector.wait_until_ready(&http, PATIENCE).await.unwrap();
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 2);
+
+    region.gateway.kill().await;
+    region.gateway.start_again().unwrap();
+    region.gateway.wait_until_ready(&http, PATIENCE).await.unwrap();
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 2);
+
+    region.postgres.kill().await.unwrap();
+    region.postgres.start_again().await.unwrap();
+    add_item(&mut europe, "o-killed").await;
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 3);
+    stack.stop().await.unwrap();
+}

@@ -61,9 +61,17 @@ pub enum Verdict {
 
 /// Judges a read. Run on what memory knows in order to choose what to do, and again on what the
 /// rows' own snapshot says before the answer leaves.
+///
+/// A watermark of a newer epoch says nothing about a position of an older one: that epoch may not
+/// have kept it. The token must first be judged and carried by who knows the newer epoch
+/// ([`crate::EpochHistory::judge`]); until then the read is behind.
 pub fn judge(demand: &Demand, scope: crate::Scope, evidence: &Evidence) -> Verdict {
-    let stands_at_demand = evidence.watermark.is_some_and(|mark| demand.at() <= mark);
-    let same_epoch = evidence.watermark.is_some_and(|mark| mark.epoch == demand.at().epoch);
+    let demanded = demand.at();
+    let same_epoch = evidence.watermark.is_some_and(|mark| mark.epoch == demanded.epoch);
+    let stands_at_demand = evidence.watermark.is_some_and(|mark| {
+        let asks_for_nothing = demanded.position == Position::ZERO && demanded.epoch <= mark.epoch;
+        asks_for_nothing || same_epoch && demanded.position <= mark.position
+    });
     let row_proves_itself = same_epoch
         && matches!((demand.shortcut(), evidence.row_version), (Some(asked), Some(has)) if asked <= has);
     let version_met = demand
@@ -163,6 +171,19 @@ mod tests {
         let token = wrote(1, 2, 7).carried_to(Epoch::new(2).unwrap());
         let demand = Demand::of(&token, scope);
         assert_eq!(judge(&demand, scope, &evidence(Some(at(1, 9)), Some(2), &[])), Verdict::Behind);
+    }
+
+    #[test]
+    fn a_watermark_of_a_newer_epoch_does_not_prove_a_position_of_an_older_one() {
+        let judged = |read, mark| {
+            let token = Token::new(Epoch::FIRST).with_read(position(read));
+            let evidence = evidence(Some(mark), None, &[]);
+            judge(&Demand::of(&token, Scope::Everything), Scope::Everything, &evidence)
+        };
+        assert_eq!(judged(7, at(2, 0)), Verdict::Behind, "cut off, or not read yet");
+        assert_eq!(judged(7, at(2, 9)), Verdict::Behind, "its position 7 may be another event");
+        assert_eq!(judged(0, at(2, 0)), Verdict::Current, "nothing is asked");
+        assert_eq!(judged(7, at(1, 9)), Verdict::Current);
     }
 
     #[test]

@@ -131,6 +131,14 @@ impl Token {
         Self { epoch, ..self }
     }
 
+    /// What the holder of a lost token still knows: all that the current epoch kept may have been
+    /// seen, and some of that may have been written.
+    fn restarted(&self, history: &EpochHistory) -> Self {
+        let claims_dropped = self.claims_dropped || !self.claims.is_empty();
+        let kept = Self::new(history.current()).with_read(history.current_starts_after());
+        Self { claims_dropped, ..kept }
+    }
+
     fn write(&self, head: [u8; 7]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + CLAIM_COUNT_MAX * CLAIM_BYTES + MAC_BYTES);
         bytes.extend_from_slice(&head);
@@ -184,7 +192,9 @@ pub enum TokenStatus {
     Valid(Token),
     /// Of an older epoch that kept all it names; already carried into the current one.
     OlderEpoch(Token),
-    /// Of an older epoch, and the log lost what it names.
+    /// Of an older epoch, and the log lost what it names. Holds what its holder goes on with once it
+    /// has been told: the current epoch where it starts, and all that its other tokens say. Sending
+    /// the lost one again would tell of the loss again and again.
     Lost(Token),
     /// Of an epoch that this region has not heard of yet.
     NewerEpoch(Token),
@@ -320,7 +330,7 @@ impl KeyRing {
             Ok(token) => match history.judge(token) {
                 Judged::Current(token) => TokenStatus::Valid(token),
                 Judged::Carried(token) => TokenStatus::OlderEpoch(token),
-                Judged::Lost(token) => TokenStatus::Lost(token),
+                Judged::Lost(token) => TokenStatus::Lost(token.restarted(history)),
                 Judged::Newer(token) => TokenStatus::NewerEpoch(token),
             },
         }
@@ -376,10 +386,12 @@ fn merge_status(first: TokenStatus, second: TokenStatus) -> TokenStatus {
         (_, refused @ (Malformed | Forged | UnknownKey(_) | UnknownFormat(_) | OtherLog)) => {
             refused
         }
-        (Lost(token), _) | (_, Lost(token)) => Lost(token),
+        // Before the loss can be told, all of them must be understood.
         (NewerEpoch(a), NewerEpoch(b)) => NewerEpoch(a.merge(b)),
-        (NewerEpoch(token), Valid(_) | OlderEpoch(_)) => NewerEpoch(token),
-        (Valid(_) | OlderEpoch(_), NewerEpoch(token)) => NewerEpoch(token),
+        (NewerEpoch(token), Valid(_) | OlderEpoch(_) | Lost(_)) => NewerEpoch(token),
+        (Valid(_) | OlderEpoch(_) | Lost(_), NewerEpoch(token)) => NewerEpoch(token),
+        (Lost(a), Valid(b) | OlderEpoch(b) | Lost(b)) => Lost(a.merge(b)),
+        (Valid(a) | OlderEpoch(a), Lost(b)) => Lost(a.merge(b)),
         (Valid(a), Valid(b)) => Valid(a.merge(b)),
         (Valid(a) | OlderEpoch(a), Valid(b) | OlderEpoch(b)) => OlderEpoch(a.merge(b)),
     }
@@ -445,10 +457,29 @@ mod tests {
         let newer = Token::new(Epoch::new(2).unwrap());
         assert_eq!(ring().open(&ring().seal(&newer), &history), TokenStatus::NewerEpoch(newer));
         let cut = EpochHistory::new(vec![(Epoch::new(2).unwrap(), position(49))]).unwrap();
-        assert_eq!(ring().open(&sealed, &cut), TokenStatus::Lost(full_token()));
+        assert!(matches!(ring().open(&sealed, &cut), TokenStatus::Lost(_)));
         let kept = EpochHistory::new(vec![(Epoch::new(2).unwrap(), position(50))]).unwrap();
         assert!(matches!(ring().open(&sealed, &kept), TokenStatus::OlderEpoch(_)));
         assert_eq!(ring().open_all([], &history), TokenStatus::Absent);
+    }
+
+    #[test]
+    fn a_lost_token_leaves_what_was_kept_and_what_the_others_say() {
+        let second = Epoch::new(2).unwrap();
+        let history = EpochHistory::new(vec![(second, position(20))]).unwrap();
+        let lost = ring().seal(&full_token());
+        let other = ring().seal(&Token::new(second).with_claim(claim("o-9", 1, 21)));
+        for texts in [[lost.as_str(), other.as_str()], [other.as_str(), lost.as_str()]] {
+            let TokenStatus::Lost(left) = ring().open_all(texts, &history) else { panic!("lost") };
+            assert_eq!((left.epoch(), left.read_position()), (second, position(20)));
+            assert_eq!(left.claims(), [claim("o-9", 1, 21)], "the other token was not lost");
+            assert!(left.claims_dropped());
+            let again = ring().open(&ring().seal(&left), &history);
+            assert_eq!(again, TokenStatus::Valid(left), "a loss is told once");
+        }
+        let newer = ring().seal(&Token::new(Epoch::new(3).unwrap()));
+        let both = ring().open_all([lost.as_str(), newer.as_str()], &history);
+        assert!(matches!(both, TokenStatus::NewerEpoch(_)), "not understood yet");
     }
 
     #[test]

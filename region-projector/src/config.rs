@@ -47,6 +47,9 @@ pub struct StreamConfig {
     /// A mirror that is behind and has heard nothing for so long is stalled.
     #[serde(default = "silence_max_default")]
     pub mirror_silence_max: Period,
+    /// A stalled mirror is nudged this often at most.
+    #[serde(default = "nudge_interval_default")]
+    pub nudge_interval: Period,
 }
 
 /// Where the primary serves its log to other regions.
@@ -62,6 +65,9 @@ pub struct PrimaryLogConfig {
     /// Events of one page.
     #[serde(default = "page_events_default")]
     pub page_events_max: usize,
+    /// How often it is asked for more while the mirror is stalled.
+    #[serde(default = "poll_interval_default")]
+    pub poll_interval: Period,
 }
 
 /// How events are applied.
@@ -110,8 +116,16 @@ const fn silence_max_default() -> Period {
     Period::from_secs(3)
 }
 
+const fn nudge_interval_default() -> Period {
+    Period::from_secs(5)
+}
+
 const fn log_deadline_default() -> Period {
     Period::from_secs(5)
+}
+
+const fn poll_interval_default() -> Period {
+    Period::from_millis(100)
 }
 
 const fn page_events_default() -> usize {

@@ -2,9 +2,10 @@
 //! database turns out not to be what memory says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use consistency::{Epoch, Position};
+use consistency::Epoch;
 use projection::ProjectionDefinition;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
@@ -40,8 +41,10 @@ pub struct Shared {
     pub log: LogClient,
     /// Events of one request or page.
     pub page_events_max: usize,
-    /// Where the origin stands while the mirror is stalled.
-    pub stalled: watch::Receiver<Option<Position>>,
+    /// Whether the mirror is stalled.
+    pub stalled: watch::Receiver<bool>,
+    /// How often the log is asked for more while it is.
+    pub poll_interval: Duration,
     /// Where announcements go.
     pub announcer: Announcer,
     /// What was reached.
@@ -243,6 +246,7 @@ impl Engine {
             batch: shared.page_events_max,
             chain,
             stalled,
+            poll_interval: shared.poll_interval,
             status,
             health,
             telemetry,

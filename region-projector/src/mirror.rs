@@ -1,9 +1,11 @@
 //! The region's copy of the primary's stream, and the watch over it.
 //!
-//! A mirror resumes by itself after a cut, but may take most of a minute to try. Its own `lag` does
-//! not tell: it is frozen while nothing arrives. So the origin's head is asked for out of band, and a
-//! mirror that stands still while the origin answers and is ahead gets a nudge: an update of its
-//! configuration that changes nothing makes the server connect it again at once.
+//! A mirror resumes by itself after a cut, but may take most of a minute: a server that asked for a new
+//! consumer while the link was down waits 30 s for the answer, and longer after each failure. Its
+//! own `lag` does not tell: it is frozen while nothing arrives. So the origin's head is asked for out
+//! of band, and while a mirror stands still behind an origin that answers, the log is read over HTTP
+//! instead, and the mirror is nudged by an update of its configuration that changes nothing. A
+//! server that waits for its answer is not moved by that; the log bridges the wait.
 
 pub mod watch;
 
@@ -36,6 +38,12 @@ pub enum MirrorError {
     /// A stream of that name is there, and mirrors nothing.
     #[error("the stream is not a mirror")]
     NotAMirror,
+    /// The mirror does not follow.
+    #[error("the mirror stands still behind position {origin}, the log is read over HTTP")]
+    Stalled {
+        /// Where the origin stands.
+        origin: Position,
+    },
     /// There is no stream yet.
     #[error("the stream does not exist yet")]
     Absent,

@@ -7,6 +7,7 @@
 pub mod pull;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use consistency::{CommittedAt, Event, Name, PartitionCount, Position};
@@ -77,8 +78,10 @@ pub struct Reader {
     pub batch: usize,
     /// What was read so far.
     pub chain: Chain,
-    /// Where the origin stands while the mirror is stalled.
-    pub stalled: watch::Receiver<Option<Position>>,
+    /// Whether the mirror is stalled.
+    pub stalled: watch::Receiver<bool>,
+    /// How often the log is asked for more while the mirror is stalled.
+    pub poll_interval: Duration,
     /// Where what is known goes.
     pub status: Status,
     /// Where what is wrong goes.
@@ -98,9 +101,10 @@ impl Reader {
                 biased;
                 // No more intake once the end is near.
                 () = stop.cancelled() => return Ended::Stopped,
-                // A stalled mirror brings nothing, so the log is next.
-                origin = stalled_ahead(&mut self.stalled, self.chain.end().position) => {
-                    self.fetch(origin, FetchReason::Stalled).await
+                // A stalled mirror brings nothing, so the log is read instead until it moves again.
+                () = stalled(&mut self.stalled) => {
+                    pull = None;
+                    self.follow_log().await
                 }
                 read = next(&mut pull, &self.context, &self.stream, self.chain.end().position,
                     self.batch) => match read {
@@ -174,28 +178,43 @@ impl Reader {
         while self.chain.end().position < through {
             let after = self.chain.end().position;
             let missing = usize::try_from(through.since(after)).unwrap_or(usize::MAX);
-            let limit = missing.min(self.batch);
-            let page = self.log.read(self.chain.epoch(), after, limit).await?;
-            if let Some(head) = page.head.filter(|head| head.epoch == self.chain.epoch()) {
-                self.status.raise_head(head.epoch, head.position);
-            }
-            let mut stretch = Stretch::new(self.partitions.len());
-            for event in page.events {
-                match self.chain.join(&event)? {
-                    Link::Next => self.add(&mut stretch, event),
-                    Link::Seen => {}
-                    Link::Hole => return Err(Paused::Short(self.chain.end().position)),
-                }
-            }
-            let fetched = self.chain.end().position.since(after);
-            if fetched == 0 {
+            if self.fetch_page(missing.min(self.batch), reason).await? == 0 {
                 return Err(Paused::Short(after));
             }
-            self.telemetry.fetched(reason, fetched);
-            tracing::info!(version = %self.key, %after, fetched, ?reason, "events read from the log");
-            self.dispatch(&mut stretch).await?;
         }
         Ok(())
+    }
+
+    /// Hands on what the log has beyond the end of the chain, or waits a little when that is nothing.
+    async fn follow_log(&mut self) -> Result<(), Paused> {
+        if self.fetch_page(self.batch, FetchReason::Stalled).await? == 0 {
+            tokio::time::sleep(self.poll_interval).await;
+        }
+        Ok(())
+    }
+
+    /// Hands on at most `limit` events of the log, and says how many there were.
+    async fn fetch_page(&mut self, limit: usize, reason: FetchReason) -> Result<u64, Paused> {
+        let after = self.chain.end().position;
+        let page = self.log.read(self.chain.epoch(), after, limit).await?;
+        if let Some(head) = page.head.filter(|head| head.epoch == self.chain.epoch()) {
+            self.status.raise_head(head.epoch, head.position);
+        }
+        let mut stretch = Stretch::new(self.partitions.len());
+        for event in page.events {
+            match self.chain.join(&event)? {
+                Link::Next => self.add(&mut stretch, event),
+                Link::Seen => {}
+                Link::Hole => return Err(Paused::Short(self.chain.end().position)),
+            }
+        }
+        let fetched = self.chain.end().position.since(after);
+        if fetched > 0 {
+            self.telemetry.fetched(reason, fetched);
+            tracing::debug!(version = %self.key, %after, fetched, ?reason, "read from the log");
+            self.dispatch(&mut stretch).await?;
+        }
+        Ok(fetched)
     }
 
     fn add(&self, stretch: &mut Stretch, event: Event) {
@@ -246,16 +265,10 @@ async fn next(
     pull.next().await
 }
 
-/// Waits until the mirror is stalled short of what is read, and says where the origin stands.
-async fn stalled_ahead(stalled: &mut watch::Receiver<Option<Position>>, end: Position) -> Position {
-    let ahead = |origin: &Option<Position>| origin.is_some_and(|origin| end < origin);
-    let found = match stalled.wait_for(ahead).await {
-        Ok(origin) => *origin,
-        Err(_) => None,
-    };
-    match found {
-        Some(origin) => origin,
+/// Waits until the mirror is stalled.
+async fn stalled(stalled: &mut watch::Receiver<bool>) {
+    if stalled.wait_for(|stalled| *stalled).await.is_err() {
         // The watch is gone with the service: nothing will stall any more.
-        None => std::future::pending().await,
+        std::future::pending().await
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_nats::jetstream;
-use consistency::{Epoch, Position, stream_name};
+use consistency::{Epoch, stream_name};
 use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
 use process::telemetry::Metrics;
@@ -125,7 +125,7 @@ impl Work {
     async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let Some(epoch) = stop.run_until_cancelled(self.prepare()).await else { return Ok(()) };
         let epoch = epoch?;
-        let (stalled, stalled_seen) = watch::channel(None);
+        let (stalled, stalled_seen) = watch::channel(false);
         let shared = self.shared(epoch, stalled_seen);
         let mut tasks = JoinSet::new();
         tasks.spawn(self.stream_watch(epoch, stalled).run(stop.clone()));
@@ -174,7 +174,7 @@ impl Work {
         LogClient::new(log.url.expose(), log.credential.clone(), log.deadline.get())
     }
 
-    fn shared(&self, epoch: Epoch, stalled: watch::Receiver<Option<Position>>) -> Shared {
+    fn shared(&self, epoch: Epoch, stalled: watch::Receiver<bool>) -> Shared {
         let client = self.nats.client.clone();
         let keys_max = self.config.apply.announced_keys_max;
         let status = self.status.clone();
@@ -186,6 +186,7 @@ impl Work {
             log: self.log(),
             page_events_max: self.config.primary_log.page_events_max,
             stalled,
+            poll_interval: self.config.primary_log.poll_interval.get(),
             announcer: Announcer::new(client, &self.config.region, keys_max, status),
             status: self.status.clone(),
             health: self.health.clone(),
@@ -194,7 +195,7 @@ impl Work {
         }
     }
 
-    fn stream_watch(&self, epoch: Epoch, stalled: watch::Sender<Option<Position>>) -> StreamWatch {
+    fn stream_watch(&self, epoch: Epoch, stalled: watch::Sender<bool>) -> StreamWatch {
         let client = &self.nats.client;
         let stream = stream_name(epoch);
         let kept = if self.config.is_primary() {
@@ -207,6 +208,7 @@ impl Work {
             epoch,
             every: self.config.nats.watch_interval.get(),
             silence_max: self.config.nats.mirror_silence_max.get(),
+            nudge_interval: self.config.nats.nudge_interval.get(),
             stalled,
             status: self.status.clone(),
             health: self.health.clone(),

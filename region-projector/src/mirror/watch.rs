@@ -39,8 +39,10 @@ pub struct StreamWatch {
     pub every: Duration,
     /// A mirror that is behind and has heard nothing for so long is stalled.
     pub silence_max: Duration,
-    /// Says where the origin stands while the mirror is stalled.
-    pub stalled: watch::Sender<Option<Position>>,
+    /// A stalled mirror is nudged this often at most.
+    pub nudge_interval: Duration,
+    /// Says whether the mirror is stalled.
+    pub stalled: watch::Sender<bool>,
     /// Where the log's head is kept.
     pub status: Status,
     /// Where what is wrong goes.
@@ -97,8 +99,8 @@ impl StreamWatch {
         nudged_at: &mut Option<Instant>,
     ) -> Result<(), MirrorError> {
         let stalled = match care {
-            Care::None | Care::Create => None,
-            Care::Nudge { origin } => Some(origin),
+            Care::None | Care::Create => false,
+            Care::Nudge { .. } => true,
         };
         self.stalled.send_if_modified(|held| std::mem::replace(held, stalled) != stalled);
         match care {
@@ -106,13 +108,13 @@ impl StreamWatch {
             Care::Create => mirror.ensure().await,
             Care::Nudge { origin } => {
                 // A nudge takes a few trips across the ocean to show.
-                if nudged_at.is_some_and(|at| at.elapsed() < self.silence_max) {
-                    return Ok(());
+                if nudged_at.is_none_or(|at| self.nudge_interval <= at.elapsed()) {
+                    *nudged_at = Some(Instant::now());
+                    tracing::warn!(%origin, "mirror is stalled, nudging it");
+                    self.telemetry.nudged();
+                    mirror.nudge().await?;
                 }
-                *nudged_at = Some(Instant::now());
-                tracing::warn!(%origin, "mirror is stalled, nudging it");
-                self.telemetry.nudged();
-                mirror.nudge().await
+                Err(MirrorError::Stalled { origin })
             }
         }
     }

@@ -87,8 +87,11 @@ async fn an_idle_partition_advances_by_reading_and_stores_it_once_an_interval_on
         assert_eq!((said.keys, said.stored), (Some(vec![]), first), "said at once, not stored");
     }
     assert_eq!(world.lowest_checkpoint().await, Some(first));
-    let status = projector.status().lags(region_projector::status::now());
-    assert!(status.iter().all(|lag| lag.reached.watermark == last), "{status:?}");
+    eventually("every partition has read everything", async || {
+        let lags = projector.status().lags(region_projector::status::now());
+        lags.iter().all(|lag| lag.reached.watermark == last)
+    })
+    .await;
     stop(projector).await;
     assert_eq!(world.lowest_checkpoint().await, Some(last), "stored on the way out");
 }

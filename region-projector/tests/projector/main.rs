@@ -5,6 +5,7 @@
 mod apply;
 mod faults;
 mod log;
+mod mirroring;
 mod reading;
 mod tally;
 mod world;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::log::{CREDENTIAL, TestLog};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const PRIMARY: &str = "us-east";
 pub const STREAM: &str = "EVENTS-1";
 
 pub struct World {
@@ -36,7 +37,11 @@ pub struct World {
 
 impl World {
     pub async fn start() -> Self {
-        let nats = Server::start_single().await.unwrap();
+        Self::at(Server::start_single().await.unwrap()).await
+    }
+
+    /// Around a server that is there; the stream is the caller's when it is not the primary's.
+    pub async fn at(nats: Server) -> Self {
         let postgres = Cluster::start(Options::default()).await.unwrap();
         let database_url = postgres.create_database("tidemark_region").await.unwrap();
         let pool = process::postgres::connect(&PostgresConfig::new(&database_url), "test").unwrap();
@@ -44,7 +49,9 @@ impl World {
         let options = async_nats::ConnectOptions::with_user_and_password(user, password);
         let client = options.connect(nats.url()).await.unwrap();
         let jetstream = jetstream::new(client.clone());
-        create_stream(&jetstream).await;
+        if nats.config().region == PRIMARY {
+            create_stream(&jetstream).await;
+        }
         let log = TestLog::start().await;
         Self { nats, postgres, database_url, pool, log, client, jetstream }
     }
@@ -55,8 +62,8 @@ impl World {
         server.user = Some(user);
         server.password = Some(Secret::new(password));
         ProjectorConfig {
-            region: "us-east".into(),
-            primary_region: "us-east".into(),
+            region: self.nats.config().region.clone(),
+            primary_region: PRIMARY.into(),
             admin: process::admin::AdminConfig {
                 address: "127.0.0.1:0".parse().unwrap(),
                 credential: None,
@@ -68,12 +75,14 @@ impl World {
                 primary_domain: None,
                 watch_interval: Period::from_millis(200),
                 mirror_silence_max: Period::from_secs(3),
+                nudge_interval: Period::from_secs(5),
             },
             primary_log: PrimaryLogConfig {
                 url: SecretUrl::new(format!("http://{}", self.log.address)),
                 credential: Secret::new(CREDENTIAL),
                 deadline: Period::from_secs(5),
                 page_events_max: 100,
+                poll_interval: Period::from_millis(100),
             },
             apply: ApplyConfig {
                 verify_interval: Period::from_millis(200),

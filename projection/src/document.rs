@@ -14,8 +14,8 @@ use crate::{ColumnError, Fold, Folded, ProjectionError, Upcasters, ViewDefinitio
 
 /// Longest state as JSON, in bytes.
 pub const STATE_BYTES_MAX: usize = 1 << 20;
-/// Longest row as JSON, in bytes.
-pub const ROW_BYTES_MAX: usize = 1 << 20;
+/// Longest JSON of all rows of one aggregate together, in bytes.
+pub const ROWS_BYTES_MAX: usize = 1 << 20;
 /// Most rows that one aggregate makes.
 pub const ROW_COUNT_MAX: usize = 1000;
 /// Longest key of a list, in bytes. It is part of an index, whose entries are bounded.
@@ -32,7 +32,8 @@ pub trait Document: Fold {
 pub struct Rows<'a> {
     aggregate: &'a AggregateId,
     views: &'a [ViewDefinition],
-    rows: BTreeMap<RowKey, String>,
+    rows: RowMap,
+    bytes: usize,
     error: Option<ProjectionError>,
 }
 
@@ -53,9 +54,10 @@ impl Rows<'_> {
     }
 
     fn add(&mut self, view: &str, kind: ViewKind, key: Option<String>, data: &impl Serialize) {
-        if let Err(reason) = self.try_add(view, kind, key, data) {
-            self.error
-                .get_or_insert_with(|| ProjectionError::Row { view: view.to_owned(), reason });
+        if self.error.is_none()
+            && let Err(reason) = self.try_add(view, kind, key, data)
+        {
+            self.error = Some(ProjectionError::Row { view: view.to_owned(), reason });
         }
     }
 
@@ -79,8 +81,9 @@ impl Rows<'_> {
             ));
         }
         let data = serde_json::to_string(data).map_err(|error| error.to_string())?;
-        if data.len() > ROW_BYTES_MAX {
-            return Err(format!("{} bytes are more than {ROW_BYTES_MAX}", data.len()));
+        self.bytes += data.len();
+        if self.bytes > ROWS_BYTES_MAX {
+            return Err(format!("one aggregate's rows may have {ROWS_BYTES_MAX} bytes together"));
         }
         if self.rows.len() == ROW_COUNT_MAX {
             return Err(format!("one aggregate may make no more than {ROW_COUNT_MAX} rows"));
@@ -91,7 +94,7 @@ impl Rows<'_> {
         }
     }
 
-    fn finish(self) -> Result<BTreeMap<RowKey, String>, ProjectionError> {
+    fn finish(self) -> Result<RowMap, ProjectionError> {
         self.error.map_or(Ok(self.rows), Err)
     }
 }
@@ -312,8 +315,9 @@ impl DocumentDefinition {
         for (_, event) in run {
             folded = self.fold(folded, event)?;
         }
+        let state = self.store(&folded)?;
         let rows = self.row_map(aggregate, &folded)?;
-        Ok(Reached { state: self.store(&folded)?, rows_before, rows })
+        Ok(Reached { state, rows_before, rows })
     }
 
     /// One by one, each from the stored state before it, since a fold that fails has consumed its
@@ -351,7 +355,8 @@ impl DocumentDefinition {
     }
 
     fn row_map(&self, aggregate: &AggregateId, folded: &Folded) -> Result<RowMap, ProjectionError> {
-        let mut rows = Rows { aggregate, views: &self.views, rows: BTreeMap::new(), error: None };
+        let mut rows =
+            Rows { aggregate, views: &self.views, rows: RowMap::new(), bytes: 0, error: None };
         guarded(|| self.document.rows(folded, &mut rows))?;
         rows.finish()
     }

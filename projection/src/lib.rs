@@ -73,7 +73,7 @@ pub use command::{
 };
 pub use definition::{Projection, ProjectionDefinition, ProjectionKind};
 pub use document::{
-    Applied, Document, DocumentDefinition, LIST_KEY_BYTES_MAX, ROW_BYTES_MAX, ROW_COUNT_MAX, Row,
+    Applied, Document, DocumentDefinition, LIST_KEY_BYTES_MAX, ROW_COUNT_MAX, ROWS_BYTES_MAX, Row,
     RowKey, Rows, STATE_BYTES_MAX, Stop, StoredState,
 };
 pub use domain::{AggregateDefinition, Domain, DomainBuilder, DomainError};

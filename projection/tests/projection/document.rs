@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use consistency::{Event, Version};
 use projection::{
-    Applied, Folded, LIST_KEY_BYTES_MAX, ProjectionError, Row, RowKey, Stop, StoredState,
+    Applied, Document, Fold, FoldError, Folded, LIST_KEY_BYTES_MAX, Projection, ProjectionError,
+    ROW_COUNT_MAX, ROWS_BYTES_MAX, Row, RowKey, Rows, STATE_BYTES_MAX, Stop, StoredState,
 };
 use proptest::prelude::*;
+use serde_json::json;
 
-use crate::notes::{at, event, note, notes, position};
+use crate::notes::{Note, NoteEvent, Notes, at, event, note, notes, position};
 
 const ADA: &str = r#"{"owner":"ada"}"#;
 const BOB: &str = r#"{"owner":"bob"}"#;
@@ -230,4 +232,56 @@ proptest! {
         let rows: Table = expected.upserts.into_iter().map(|row| (row.key, row.data)).collect();
         prop_assert_eq!(rows, table);
     }
+}
+
+/// Makes rows as its events' owners say.
+struct Careless;
+
+impl Fold for Careless {
+    type State = Note;
+    type Event = NoteEvent;
+
+    fn fold(
+        &self,
+        state: Option<Note>,
+        event: NoteEvent,
+        envelope: &Event,
+    ) -> Result<Option<Note>, FoldError> {
+        Notes.fold(state, event, envelope)
+    }
+}
+
+impl Document for Careless {
+    fn rows(&self, note: &Note, rows: &mut Rows<'_>) {
+        match note.owner.as_str() {
+            "twice" => (0..2).for_each(|_| rows.item("list", "all", note)),
+            "elsewhere" => rows.row("nowhere", note),
+            "of another kind" => rows.row("list", note),
+            "with a zero" => rows.item("list", "a\0b", note),
+            "large" => rows.item("list", "all", &"x".repeat(ROWS_BYTES_MAX)),
+            "many" => (0..=ROW_COUNT_MAX).for_each(|at| rows.item("list", at.to_string(), note)),
+            _ => (0..ROW_COUNT_MAX).for_each(|at| rows.item("list", at.to_string(), note)),
+        }
+    }
+}
+
+#[test]
+fn rows_keep_to_their_views_and_bounds() {
+    let careless = Projection::document("careless", 1, "note", Careless).list("list");
+    let definition = careless.build().unwrap();
+    let apply = |owner: &str| {
+        let data = json!({ "owner": owner }).to_string();
+        let written = event(&note("n-1"), 1, 10, "Written", &data);
+        let document = definition.document().unwrap();
+        let applied = document.apply(&note("n-1"), StoredState::NOTHING, &[&written]);
+        applied.stop.map(|stop| match stop {
+            Stop::Poison(error) => error.kind(),
+            Stop::Gap { .. } => panic!("there is no gap"),
+        })
+    };
+    for owner in ["twice", "elsewhere", "of another kind", "with a zero", "large", "many"] {
+        assert_eq!(apply(owner), Some("row"), "{owner}");
+    }
+    assert_eq!(apply("careful"), None);
+    assert_eq!(apply(&"x".repeat(STATE_BYTES_MAX)), Some("state"));
 }

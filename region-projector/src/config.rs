@@ -6,6 +6,7 @@ use process::nats::NatsConfig;
 use process::postgres::PostgresConfig;
 use process::telemetry::LogConfig;
 use serde::Deserialize;
+use uuid::Uuid;
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -16,6 +17,8 @@ pub struct ProjectorConfig {
     pub primary_region: String,
     /// The listener for those who run it.
     pub admin: AdminConfig,
+    /// Which log is read.
+    pub log: LogIdentity,
     /// How it logs.
     #[serde(default)]
     pub logging: LogConfig,
@@ -33,12 +36,21 @@ pub struct ProjectorConfig {
     pub shutdown_grace: Period,
 }
 
+/// Which log is read: the same everywhere.
+#[derive(Debug, Clone, Deserialize)]
+pub struct LogIdentity {
+    /// Made once, with the log.
+    pub id: Uuid,
+}
+
 /// The region's NATS server, and where the stream comes from.
 #[derive(Debug, Clone, Deserialize)]
 pub struct StreamConfig {
     /// The server and our user there.
     #[serde(flatten)]
     pub server: NatsConfig,
+    /// The JetStream domain of the server; the region's name unless set.
+    pub domain: Option<String>,
     /// The JetStream domain of the primary; its region's name unless set.
     pub primary_domain: Option<String>,
     /// How often the mirror is compared with its origin.
@@ -138,6 +150,11 @@ impl ProjectorConfig {
         self.region == self.primary_region
     }
 
+    /// The JetStream domain of the region's server.
+    pub fn domain(&self) -> &str {
+        self.nats.domain.as_deref().unwrap_or(&self.region)
+    }
+
     /// The JetStream domain that the mirror copies from.
     pub fn primary_domain(&self) -> &str {
         self.nats.primary_domain.as_deref().unwrap_or(&self.primary_region)
@@ -154,6 +171,9 @@ impl Config for ProjectorConfig {
                 mistakes.push(format!("{key}: must be lower-case letters, digits and dashes"));
             }
         }
+        if !self.is_primary() && self.domain() == self.primary_domain() {
+            mistakes.push("nats.domain: must not be the primary's, a mirror needs its own".into());
+        }
         let positive = [
             ("apply.batch_events_max", self.apply.batch_events_max),
             ("apply.queue_chunks_max", self.apply.queue_chunks_max),
@@ -165,5 +185,56 @@ impl Config for ProjectorConfig {
             mistakes.push("apply.retry_pause_max: must not be below apply.retry_pause_min".into());
         }
         mistakes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use process::config::load_from;
+
+    use super::*;
+
+    const FILE: &str = r#"
+        region = "eu-west"
+        primary_region = "us-east"
+        admin.address = "127.0.0.1:0"
+        log.id = "7a5f7f0e-52a3-4f35-8d54-0f3c0b1d2e3f"
+        database.url = "postgres://localhost/tidemark_region"
+        nats.url = "nats://localhost"
+        primary_log.url = "http://localhost"
+        primary_log.credential = "secret"
+    "#;
+
+    fn loaded(
+        environment: &[(&str, &str)],
+    ) -> Result<ProjectorConfig, process::config::ConfigError> {
+        let owned = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        load_from(FILE.parse().unwrap(), "PROJECTOR", owned)
+    }
+
+    #[test]
+    fn a_small_file_is_enough() {
+        let config = loaded(&[]).unwrap();
+        assert!(!config.is_primary());
+        assert_eq!((config.domain(), config.primary_domain()), ("eu-west", "us-east"));
+        assert_eq!(config.apply.batch_events_max, 1000);
+        let printed = format!("{config:?}");
+        assert!(!printed.contains("secret"), "{printed}");
+    }
+
+    #[test]
+    fn mistakes_are_reported_together() {
+        let wrong = [
+            ("PROJECTOR__REGION", "EU West"),
+            ("PROJECTOR__NATS__DOMAIN", "us-east"),
+            ("PROJECTOR__APPLY__BATCH_EVENTS_MAX", "0"),
+            ("PROJECTOR__APPLY__RETRY_PAUSE_MAX", "1ms"),
+            ("PROJECTOR__ADMIN__ADDRESS", "0.0.0.0:9000"),
+        ];
+        let said = loaded(&wrong).unwrap_err().to_string();
+        let keys = ["region", "nats.domain", "batch_events_max", "retry_pause_max", "credential"];
+        for key in keys {
+            assert!(said.contains(key), "{key}: {said}");
+        }
     }
 }

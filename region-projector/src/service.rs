@@ -155,7 +155,7 @@ impl Work {
         let apply = &self.config.apply;
         let mut backoff = Backoff::new(apply.retry_pause_min, apply.retry_pause_max);
         loop {
-            match start::prepare(&self.pool, &self.domain).await {
+            match start::prepare(&self.pool, &self.domain, self.config.log.id).await {
                 Ok(epoch) => {
                     self.health.well(Part::Database, SERVICE);
                     return Ok(epoch);

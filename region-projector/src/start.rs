@@ -4,6 +4,7 @@ use consistency::{Epoch, Position};
 use projection::{Domain, ProjectionDefinition};
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use uuid::Uuid;
 
 use crate::checkpoint::{self, VersionKey};
 use crate::log::LogClient;
@@ -35,6 +36,14 @@ pub enum StartError {
         /// As this binary has it.
         compiled: u16,
     },
+    /// The read models of this database are of another log.
+    #[error("this database belongs to log {stored}, the configuration names {configured}")]
+    OtherLog {
+        /// Whose read models are here.
+        stored: Uuid,
+        /// What was to be read.
+        configured: Uuid,
+    },
     /// The checkpoints do not count in one epoch.
     #[error("checkpoints are of different epochs")]
     Epochs,
@@ -61,6 +70,7 @@ impl StartError {
             Self::Migrate(error) => matches!(error, MigrateError::Execute(_)),
             Self::ActiveVersionUnknown { .. }
             | Self::PartitionCount { .. }
+            | Self::OtherLog { .. }
             | Self::Epochs
             | Self::Nats(_)
             | Self::Bind(_)
@@ -71,12 +81,13 @@ impl StartError {
 }
 
 /// Makes everything that is absent, and says which epoch is read here.
-pub async fn prepare(pool: &PgPool, domain: &Domain) -> Result<Epoch, StartError> {
+pub async fn prepare(pool: &PgPool, domain: &Domain, log_id: Uuid) -> Result<Epoch, StartError> {
     let mut migrator = sqlx::migrate!("../migrations/region");
     // A newer binary may have been here: its migrations only add.
     migrator.set_ignore_missing(true);
     migrator.run(pool).await?;
     let mut connection = pool.acquire().await?;
+    check_log(&mut connection, log_id).await?;
     check_active(&mut connection, domain).await?;
     let adopted = adopted_epoch(&mut connection).await?;
     for definition in domain.projections() {
@@ -88,6 +99,18 @@ pub async fn prepare(pool: &PgPool, domain: &Domain) -> Result<Epoch, StartError
 /// Names of a version in the fixed tables.
 pub fn key_of(definition: &ProjectionDefinition) -> VersionKey {
     VersionKey { projection: definition.name().clone(), version: definition.version() }
+}
+
+async fn check_log(connection: &mut PgConnection, configured: Uuid) -> Result<(), StartError> {
+    sqlx::query!(
+        "insert into log_identity (log_id) values ($1) on conflict do nothing",
+        configured
+    )
+    .execute(&mut *connection)
+    .await?;
+    let stored = sqlx::query_scalar!("select log_id from log_identity").fetch_one(connection);
+    let stored = stored.await?;
+    if stored == configured { Ok(()) } else { Err(StartError::OtherLog { stored, configured }) }
 }
 
 async fn check_active(connection: &mut PgConnection, domain: &Domain) -> Result<(), StartError> {

@@ -143,6 +143,19 @@ async fn a_binary_without_an_active_version_does_not_start() {
 }
 
 #[tokio::test]
+async fn read_models_are_never_continued_from_another_log() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("a", 1).await).await;
+    stop(projector).await;
+    let mut config = world.config();
+    config.log.id = uuid::Uuid::from_u128(8);
+    let other = world.try_projector(config, domain()).await.unwrap();
+    let error = other.join().await.unwrap_err();
+    assert!(error.to_string().contains("belongs to log"), "{error}");
+}
+
+#[tokio::test]
 async fn status_tells_what_every_partition_has_reached() {
     let world = World::start().await;
     let projector = world.projector(domain()).await;

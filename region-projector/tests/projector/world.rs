@@ -13,16 +13,18 @@ use process::nats::NatsConfig;
 use process::postgres::PostgresConfig;
 use projection::Domain;
 use region_projector::checkpoint::VersionKey;
-use region_projector::config::{ApplyConfig, PrimaryLogConfig, StreamConfig};
+use region_projector::config::{ApplyConfig, LogIdentity, PrimaryLogConfig, StreamConfig};
 use region_projector::{Projector, ProjectorConfig, StartError};
 use sqlx::PgPool;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::log::{CREDENTIAL, TestLog};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const PRIMARY: &str = "us-east";
+pub const LOG_ID: Uuid = Uuid::from_u128(7);
 pub const STREAM: &str = "EVENTS-1";
 
 pub struct World {
@@ -68,10 +70,12 @@ impl World {
                 address: "127.0.0.1:0".parse().unwrap(),
                 credential: None,
             },
+            log: LogIdentity { id: LOG_ID },
             logging: Default::default(),
             database: PostgresConfig::new(&self.database_url),
             nats: StreamConfig {
                 server,
+                domain: None,
                 primary_domain: None,
                 watch_interval: Period::from_millis(200),
                 mirror_silence_max: Period::from_secs(3),

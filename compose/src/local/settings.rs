@@ -131,6 +131,7 @@ impl Display for ProjectorSettings {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "region = \"{}\"\nprimary_region = \"{}\"", self.region, self.primary)?;
         writeln!(f, "\n[admin]\naddress = \"{}\"", self.admin)?;
+        writeln!(f, "\n[log]\nid = \"{}\"", self.secrets.log_id)?;
         writeln!(f, "\n[database]\nurl = \"{}\"", self.database_url)?;
         write_nats(&self.nats, f)?;
         writeln!(f, "\n[primary_log]\nurl = \"{}\"", self.primary_url)?;

@@ -9,7 +9,7 @@ use super::caller::Answer;
 pub(super) struct Report {
     broken_count: usize,
     stale_count: usize,
-    currencies: Vec<[String; 6]>,
+    currencies: Vec<[String; 7]>,
 }
 
 impl Report {
@@ -78,12 +78,12 @@ impl Report {
             None => value[key].to_string(),
         };
         for projection in answer.body["projections"].as_array().into_iter().flatten() {
-            let name = ["projection", "name"].map(|key| of(projection, key)).concat();
             self.currencies.push([
                 region.to_owned(),
-                name,
+                of(projection, "name"),
                 of(&answer.body, "epoch"),
-                of(projection, "position"),
+                of(&answer.body, "head"),
+                of(projection, "applied"),
                 of(projection, "lag_ms"),
                 of(projection, "parked"),
             ]);
@@ -94,11 +94,13 @@ impl Report {
     pub(super) fn conclude(&self) -> bool {
         println!();
         println!(
-            "{:<14}{:<14}{:>6}{:>10}{:>9}{:>8}",
-            "region", "projection", "epoch", "position", "lag ms", "parked"
+            "{:<14}{:<14}{:>6}{:>8}{:>10}{:>9}{:>8}",
+            "region", "projection", "epoch", "head", "applied", "lag ms", "parked"
         );
-        for [region, projection, epoch, position, lag, parked] in &self.currencies {
-            println!("{region:<14}{projection:<14}{epoch:>6}{position:>10}{lag:>9}{parked:>8}");
+        for [region, projection, epoch, head, applied, lag, parked] in &self.currencies {
+            println!(
+                "{region:<14}{projection:<14}{epoch:>6}{head:>8}{applied:>10}{lag:>9}{parked:>8}"
+            );
         }
         println!("\nstale answers: {}", self.stale_count);
         if self.broken_count > 0 {

@@ -119,7 +119,8 @@ pub struct RelayConfig {
     pub read_events_max: usize,
     /// How long an acknowledgement may take before the stream is read again.
     pub ack_wait_max: Duration,
-    /// How often log and stream are looked at when nothing wakes the relay.
+    /// How often log and stream are looked at when nothing wakes the relay, and how often a relay that
+    /// stands by tries for the lease (a third of its duration, if that is sooner).
     pub poll_interval: Duration,
     /// How long a lease is good for; renewed at a third of it.
     pub lease_duration: Duration,

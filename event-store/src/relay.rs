@@ -16,7 +16,7 @@ use bytes::Bytes;
 use consistency::LogPosition;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -207,7 +207,8 @@ impl Worker {
     /// Wakes the holder of the lease for what is appended here, until it is time to try for the lease.
     async fn stand_by(&self) {
         let mut head = self.store.watch_head();
-        let end = tokio::time::Instant::now() + self.lease.renewal_interval();
+        let try_interval = self.lease.renewal_interval().min(self.config.poll_interval);
+        let end = Instant::now() + try_interval;
         loop {
             tokio::select! {
                 biased;

@@ -238,10 +238,12 @@ async fn polling_finds_what_no_wake_up_told_of() {
 #[tokio::test]
 async fn another_relay_takes_over_when_the_first_stops() {
     let region = Region::start().await;
-    let first = region.relay().await;
+    // A lease that is not released outlasts the test.
+    let lasting = RelayConfig { lease_duration: Duration::from_secs(600), ..polling() };
+    let first = region.relay_of(&region.store, lasting.clone()).await;
     first.until_active().await;
     let (store, _committer) = region.database.store().await;
-    let second = region.relay_of(&store, config()).await;
+    let second = region.relay_of(&store, lasting).await;
     fill(&region.store, 5).await;
     first.until_published(5).await;
     first.stop().await;
@@ -249,6 +251,22 @@ async fn another_relay_takes_over_when_the_first_stops() {
     fill(&store, 5).await;
     assert_eq!(region.published().await.len(), 10);
     second.stop().await;
+}
+
+#[tokio::test]
+async fn another_relay_takes_over_when_the_lease_of_a_dead_one_expires() {
+    let region = Region::start().await;
+    sqlx::query(
+        "insert into lease (name, holder, expires_at)
+         values ('relay', gen_random_uuid(), clock_timestamp() + interval '1 second')",
+    )
+    .execute(&region.database.pool())
+    .await
+    .unwrap();
+    let running = region.relay_of(&region.store, polling()).await;
+    fill(&region.store, 5).await;
+    running.until_published(5).await;
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -420,6 +438,30 @@ async fn a_stray_message_on_the_stream_is_a_contradiction() {
     region.store.append(append(&order("a"), Expected::Any, 20)).await.unwrap();
     let reason = running.until_refused().await;
     assert!(reason.contains("at 4,"), "{reason}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_exchanged_for_one_as_long_is_noticed_on_reconnect() {
+    let mut region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 3).await;
+    running.until_published(3).await;
+    let context = region.operate().await;
+    let name = stream_name(Epoch::FIRST);
+    let config = context.get_stream(&name).await.unwrap().cached_info().config.clone();
+    context.delete_stream(&name).await.unwrap();
+    context.create_stream(config).await.unwrap();
+    for _ in 0..3 {
+        context.publish("events.order.1", "stray".into()).await.unwrap().await.unwrap();
+    }
+    region.nats.stop().await.unwrap();
+    region.nats.start_again().await.unwrap();
+    fill(&region.store, 1).await;
+    let reason = running.until_refused().await;
+    assert!(reason.contains("at 3,"), "{reason}");
+    let context = region.operate().await;
+    until_stream_ends_at(&context, 3).await;
     running.stop().await;
 }
 

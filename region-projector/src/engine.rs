@@ -251,6 +251,8 @@ impl Engine {
             health,
             telemetry,
             backoff: Backoff::new(config.retry_pause_min, config.retry_pause_max),
+            // What an earlier session reported is taken back by the first success of this one.
+            troubled: true,
         }
     }
 }

@@ -90,6 +90,8 @@ pub struct Reader {
     pub telemetry: Arc<Telemetry>,
     /// Pauses after an error.
     pub backoff: Backoff,
+    /// Whether a trouble was reported that is not taken back yet.
+    pub troubled: bool,
 }
 
 impl Reader {
@@ -130,6 +132,9 @@ impl Reader {
     }
 
     fn recovered(&mut self) {
+        if !std::mem::take(&mut self.troubled) {
+            return;
+        }
         self.backoff.reset();
         self.health.well(Part::Stream, &self.key);
         self.health.well(Part::Log, &self.key);
@@ -140,6 +145,7 @@ impl Reader {
             Paused::Stream(_) => Part::Stream,
             Paused::Log(_) | Paused::Short(_) | Paused::Broken(_) | Paused::Deaf => Part::Log,
         };
+        self.troubled = true;
         self.health.unwell(part, &self.key, chain_of(paused));
         self.backoff.pause().await;
     }
@@ -147,30 +153,43 @@ impl Reader {
     /// Joins what was read to the chain and hands it on, with what the log has for the holes.
     async fn join(&mut self, reads: Vec<Read>) -> Result<(), Paused> {
         let mut stretch = Stretch::new(self.partitions.len());
+        let joined = self.join_each(&mut stretch, reads).await;
+        // Also when it went no further: what has joined the chain is not read again.
+        self.dispatch(&mut stretch).await?;
+        joined
+    }
+
+    async fn join_each(&mut self, stretch: &mut Stretch, reads: Vec<Read>) -> Result<(), Paused> {
         for read in reads {
             match read {
                 Read::Event(event) => match self.chain.join(&event)? {
-                    Link::Next => self.add(&mut stretch, *event),
+                    Link::Next => self.add(stretch, *event),
                     Link::Seen => {}
                     Link::Hole => {
-                        self.dispatch(&mut stretch).await?;
+                        self.dispatch(stretch).await?;
                         self.fetch(event.at.position.previous(), FetchReason::Hole).await?;
-                        match self.chain.join(&event)? {
-                            Link::Next => self.add(&mut stretch, *event),
-                            Link::Seen => {}
-                            Link::Hole => return Err(Paused::Short(self.chain.end().position)),
-                        }
+                        self.join_event(stretch, *event)?;
                     }
                 },
                 Read::Unreadable { position, .. } if position <= self.chain.end().position => {}
                 Read::Unreadable { position, reason } => {
                     tracing::warn!(%position, reason, "message of the stream is not an event");
-                    self.dispatch(&mut stretch).await?;
+                    self.dispatch(stretch).await?;
                     self.fetch(position, FetchReason::Unreadable).await?;
                 }
             }
         }
-        self.dispatch(&mut stretch).await
+        Ok(())
+    }
+
+    /// Joins an event that nothing may be missing before any more.
+    fn join_event(&mut self, stretch: &mut Stretch, event: Event) -> Result<(), Paused> {
+        match self.chain.join(&event)? {
+            Link::Next => self.add(stretch, event),
+            Link::Seen => {}
+            Link::Hole => return Err(Paused::Short(self.chain.end().position)),
+        }
+        Ok(())
     }
 
     /// Reads the log from the end of the chain up to `through`, and hands it on page by page.
@@ -201,20 +220,16 @@ impl Reader {
             self.status.raise_head(head.epoch, head.position);
         }
         let mut stretch = Stretch::new(self.partitions.len());
-        for event in page.events {
-            match self.chain.join(&event)? {
-                Link::Next => self.add(&mut stretch, event),
-                Link::Seen => {}
-                Link::Hole => return Err(Paused::Short(self.chain.end().position)),
-            }
-        }
+        let mut events = page.events.into_iter();
+        let joined = events.try_for_each(|event| self.join_event(&mut stretch, event));
         let fetched = self.chain.end().position.since(after);
         if fetched > 0 {
             self.telemetry.fetched(reason, fetched);
             tracing::debug!(version = %self.key, %after, fetched, ?reason, "read from the log");
-            self.dispatch(&mut stretch).await?;
         }
-        Ok(fetched)
+        // As above, whatever became of the rest of the page.
+        self.dispatch(&mut stretch).await?;
+        joined.map(|()| fetched)
     }
 
     fn add(&self, stretch: &mut Stretch, event: Event) {

@@ -24,6 +24,7 @@ pub const CREDENTIAL: &str = "between regions";
 struct Shared {
     events: Mutex<Vec<Event>>,
     cut: AtomicBool,
+    withheld: Mutex<Option<Position>>,
 }
 
 pub struct TestLog {
@@ -50,6 +51,11 @@ impl TestLog {
     /// Whether the link to it is cut: it answers nothing but errors.
     pub fn set_cut(&self, cut: bool) {
         self.shared.cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// Leaves an event out of every page.
+    pub fn withhold(&self, position: Option<Position>) {
+        *self.shared.withheld.lock().unwrap() = position;
     }
 
     /// The whole log.
@@ -120,6 +126,8 @@ impl Shared {
         };
         let events = self.events.lock().unwrap();
         let page = events.iter().skip(parameter("after")).take(parameter("limit"));
+        let withheld = *self.withheld.lock().unwrap();
+        let page = page.filter(|event| Some(event.at.position) != withheld);
         let lines = page.map(|event| {
             let headers: serde_json::Map<_, _> = event
                 .headers()

@@ -35,6 +35,11 @@ impl EpochHistory {
         in_order.then_some(Self { starts })
     }
 
+    /// Epochs after the first, oldest first, each with the last position that it kept of its past.
+    pub fn starts(&self) -> &[(Epoch, Position)] {
+        &self.starts
+    }
+
     /// The newest epoch known here.
     pub fn current(&self) -> Epoch {
         self.starts.last().map_or(Epoch::FIRST, |(epoch, _)| *epoch)

@@ -1,1 +1,37 @@
-//! Placeholder.
+//! The read-your-writes gateway of one region.
+//!
+//! A read is decided on one page, [`read`]: what the caller's token demands is compared with what
+//! memory says this region has applied ([`currency`]); the caller's policy says what to do when that
+//! is not enough; and before an answer leaves, it is judged again by the checkpoints that were read in
+//! the same snapshot as its rows ([`read_models`]). A write is appended to the log at the primary
+//! ([`write`]) and forwarded from everywhere else ([`forward`]). [`service`] turns a request into a
+//! call and finishes its answer: every answer carries a token.
+
+mod aggregates;
+mod answer;
+pub mod config;
+mod currency;
+mod error;
+mod feed;
+mod fold;
+mod forward;
+mod gateway;
+mod hop;
+mod internal;
+mod overview;
+mod pace;
+mod problem;
+mod read;
+mod read_models;
+mod request;
+mod service;
+mod start;
+mod status;
+mod telemetry;
+mod token_carrier;
+mod upstream;
+mod waiters;
+mod write;
+
+pub use config::GatewayConfig;
+pub use start::{Running, StartError, start};

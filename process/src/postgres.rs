@@ -58,6 +58,15 @@ impl PostgresConfig {
 /// A pool that connects when it is first used, so that a process starts without its database.
 /// Fails when the URL cannot be read. `name` is what the server shows us under.
 pub fn connect(config: &PostgresConfig, name: &str) -> Result<PgPool, sqlx::Error> {
+    connect_with(config, name, |options| options)
+}
+
+/// The same with options that only the caller knows.
+pub fn connect_with(
+    config: &PostgresConfig,
+    name: &str,
+    adjust: impl FnOnce(PgConnectOptions) -> PgConnectOptions,
+) -> Result<PgPool, sqlx::Error> {
     let statement_ms = config.statement_timeout.millis().to_string();
     let idle_ms = config.idle_in_transaction_timeout.millis().to_string();
     let options =
@@ -71,5 +80,5 @@ pub fn connect(config: &PostgresConfig, name: &str) -> Result<PgPool, sqlx::Erro
         // A dead connection shows itself at its first statement, which costs its caller one error;
         // a round trip before each statement would cost every caller.
         .test_before_acquire(false)
-        .connect_lazy_with(options))
+        .connect_lazy_with(adjust(options)))
 }

@@ -1,0 +1,207 @@
+//! What this region has applied, as far as this process knows: the watermarks of every projection,
+//! and the reads that wait for them.
+//!
+//! Nothing here is proof. It chooses what to do with a read; what leaves is judged again by the
+//! checkpoints that were read with the rows.
+
+mod board;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use consistency::{Announcement, LogPosition, Name};
+use tokio::{sync::oneshot, time::Instant};
+
+pub use board::{Observation, Partitions, Standing};
+
+use self::board::Board;
+use crate::waiters::WaiterKey;
+
+/// The currency of a region.
+#[derive(Debug)]
+pub struct Currency {
+    boards: BTreeMap<Name, Mutex<Board>>,
+    head: Mutex<LogPosition>,
+    waiter_count: AtomicUsize,
+    waiters_max: usize,
+}
+
+/// As many reads wait as may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitersFull;
+
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// The watermark is there.
+    Satisfied,
+    /// The time is over.
+    TimedOut,
+}
+
+impl Currency {
+    /// Knows nothing yet of these projections.
+    pub fn new(projections: impl IntoIterator<Item = Name>, waiters_max: usize) -> Self {
+        let boards = projections.into_iter().map(|name| (name, Mutex::default())).collect();
+        Self {
+            boards,
+            head: Mutex::new(LogPosition::ORIGIN),
+            waiter_count: AtomicUsize::new(0),
+            waiters_max,
+        }
+    }
+
+    /// The names of the projections.
+    pub fn projections(&self) -> impl Iterator<Item = &Name> {
+        self.boards.keys()
+    }
+
+    /// The largest position that the log is known to have reached.
+    pub fn head(&self) -> LogPosition {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody who must know has seen the log at `at`.
+    pub fn saw_head(&self, at: LogPosition) {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        *head = (*head).max(at);
+    }
+
+    /// What is known of the partitions that matter to a read.
+    pub fn standing(&self, projection: &Name, partitions: Partitions) -> Standing {
+        self.with(projection, |board| board.standing(partitions))
+    }
+
+    /// How long until `to` is reached, in milliseconds, if that can be told.
+    pub fn catch_up_ms(
+        &self,
+        projection: &Name,
+        partitions: Partitions,
+        to: LogPosition,
+    ) -> Option<u32> {
+        self.with(projection, |board| board.catch_up_ms(partitions, to))
+    }
+
+    /// A projector says that it moved on.
+    pub fn heard(&self, said: &Announcement, now: Instant) {
+        self.saw_head(LogPosition::new(said.epoch, said.head));
+        if self.boards.contains_key(&said.projection) {
+            let released = self.with(&said.projection, |board| board.heard(said, now));
+            wake(released);
+        }
+    }
+
+    /// A snapshot of the database showed these checkpoints.
+    pub fn observed(&self, projection: &Name, seen: &Observation, now: Instant) {
+        let released = self.with(projection, |board| board.observed(seen, now));
+        wake(released);
+    }
+
+    /// The watermark that a stored checkpoint of a snapshot amounts to, with what is proven beyond.
+    pub fn watermark(
+        &self,
+        projection: &Name,
+        version: u32,
+        partition: u16,
+        checkpoint: Option<LogPosition>,
+    ) -> Option<LogPosition> {
+        self.with(projection, |board| board.watermark(version, partition, checkpoint))
+    }
+
+    /// To be taken before a snapshot is, so that [`Self::observed`] can tell what it is older than.
+    pub fn moment(&self, projection: &Name) -> u64 {
+        self.with(projection, |board| board.moment())
+    }
+
+    /// Whether someone waits while hints of the projection are silent.
+    pub fn wants_poll(&self, silence_max: Duration, now: Instant) -> bool {
+        self.boards.keys().any(|name| {
+            self.with(name, |board| 0 < board.waiter_count() && silence_max < board.silent_for(now))
+        })
+    }
+
+    /// Whether nothing was heard of the projection for so long that memory may be behind.
+    pub fn is_silent(&self, projection: &Name, silence_max: Duration, now: Instant) -> bool {
+        self.with(projection, |board| silence_max < board.silent_for(now))
+    }
+
+    /// How many reads wait.
+    pub fn waiter_count(&self) -> usize {
+        self.waiter_count.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the partitions that matter have reached `at`, or until `until`. Check and
+    /// registration are one step; whoever drops this leaves at once.
+    pub async fn wait(
+        &self,
+        projection: &Name,
+        partitions: Partitions,
+        at: LogPosition,
+        until: Instant,
+    ) -> Result<Waited, WaitersFull> {
+        let began = Instant::now();
+        let registered = self.with(projection, |board| board.register(partitions, at));
+        let Some((key, released)) = registered else { return Ok(Waited::Satisfied) };
+        // Leaves the set when it is dropped, on every way out of here.
+        let waiter = Waiter::new(self, projection, partitions, key)?;
+        let waited = tokio::select! {
+            biased;
+            // Both at once counts as satisfied.
+            released = released => if released.is_ok() { Waited::Satisfied } else { Waited::TimedOut },
+            () = tokio::time::sleep_until(until) => Waited::TimedOut,
+        };
+        drop(waiter);
+        let ms = u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX);
+        self.with(projection, |board| board.waited(ms, waited == Waited::Satisfied));
+        Ok(waited)
+    }
+
+    fn with<T>(&self, projection: &Name, act: impl FnOnce(&mut Board) -> T) -> T {
+        let board = self.boards.get(projection).expect("views name projections of the domain");
+        act(&mut board.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Releases outside of the lock.
+fn wake(released: Vec<oneshot::Sender<()>>) {
+    for waiter in released {
+        // Who hung up meanwhile does not miss it.
+        let _ = waiter.send(());
+    }
+}
+
+struct Waiter<'a> {
+    currency: &'a Currency,
+    projection: &'a Name,
+    partitions: Partitions,
+    key: WaiterKey,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(
+        currency: &'a Currency,
+        projection: &'a Name,
+        partitions: Partitions,
+        key: WaiterKey,
+    ) -> Result<Self, WaitersFull> {
+        let before = currency.waiter_count.fetch_add(1, Ordering::Relaxed);
+        let waiter = Self { currency, projection, partitions, key };
+        if before < currency.waiters_max { Ok(waiter) } else { Err(WaitersFull) }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.currency.with(self.projection, |board| board.leave(self.partitions, self.key));
+        self.currency.waiter_count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use std::{sync::Arc, time::Duration};
+
+use consistency::{Announcement, Epoch, LogPosition, Name, Position};
+use tokio::time::Instant;
+
+use super::*;
+
+fn name() -> Name {
+    Name::new("orders").unwrap()
+}
+
+fn at(position: u64) -> LogPosition {
+    LogPosition::new(Epoch::FIRST, Position::new(position).unwrap())
+}
+
+fn currency(waiters_max: usize, checkpoints: &[u64]) -> Arc<Currency> {
+    let currency = Currency::new([name()], waiters_max);
+    observe(&currency, currency.moment(&name()), checkpoints);
+    Arc::new(currency)
+}
+
+fn observe(currency: &Currency, moment: u64, checkpoints: &[u64]) {
+    let checkpoints = (0..).zip(checkpoints.iter().map(|position| Some(at(*position))));
+    let seen =
+        Observation { moment, version: 1, partition_count: 2, checkpoints: checkpoints.collect() };
+    currency.observed(&name(), &seen, Instant::now());
+}
+
+fn announce(currency: &Currency, partition: u16, stored: u64, to: u64) {
+    let position = |value| Position::new(value).unwrap();
+    let said = Announcement {
+        region: "eu-west".to_owned(),
+        epoch: Epoch::FIRST,
+        projection: name(),
+        version: 1,
+        partition,
+        from: Position::ZERO,
+        to: position(to),
+        stored: position(stored),
+        head: position(to),
+        keys: None,
+    };
+    currency.heard(&said, Instant::now());
+}
+
+fn reached(currency: &Currency, partitions: Partitions) -> Option<LogPosition> {
+    currency.standing(&name(), partitions).watermark
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+#[tokio::test]
+async fn a_wait_for_all_ends_with_the_last_partition() {
+    let currency = currency(10, &[5, 5]);
+    let waiting = Arc::clone(&currency);
+    let wait =
+        tokio::spawn(async move { waiting.wait(&name(), Partitions::All, at(7), soon()).await });
+    while currency.waiter_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    announce(&currency, 0, 9, 9);
+    tokio::task::yield_now().await;
+    assert_eq!(currency.waiter_count(), 1, "partition 1 is not there yet");
+    announce(&currency, 1, 7, 7);
+    assert_eq!(wait.await.unwrap(), Ok(Waited::Satisfied));
+    assert_eq!(currency.waiter_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_times_out_or_hangs_up_leaves_no_waiter() {
+    let currency = currency(10, &[5, 5]);
+    let until = Instant::now() + Duration::from_millis(5);
+    let waited = currency.wait(&name(), Partitions::One(0), at(7), until).await;
+    assert_eq!((waited, currency.waiter_count()), (Ok(Waited::TimedOut), 0));
+    let waiting = Arc::clone(&currency);
+    let wait =
+        tokio::spawn(async move { waiting.wait(&name(), Partitions::All, at(7), soon()).await });
+    while currency.waiter_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    wait.abort();
+    assert!(wait.await.is_err());
+    assert_eq!(currency.waiter_count(), 0);
+    assert!(!currency.wants_poll(Duration::ZERO, Instant::now()));
+}
+
+#[tokio::test]
+async fn waiters_beyond_the_cap_are_refused_and_leave_nothing() {
+    let currency = currency(0, &[5, 5]);
+    let waited = currency.wait(&name(), Partitions::One(1), at(7), soon()).await;
+    assert_eq!((waited, currency.waiter_count()), (Err(WaitersFull), 0));
+    let satisfied = currency.wait(&name(), Partitions::One(1), at(5), soon()).await;
+    assert_eq!(satisfied, Ok(Waited::Satisfied), "no place is needed by who need not wait");
+}
+
+#[test]
+fn a_snapshot_older_than_a_hint_takes_nothing_back_and_a_newer_one_does() {
+    let currency = currency(10, &[5, 5]);
+    let before = currency.moment(&name());
+    announce(&currency, 0, 9, 9);
+    observe(&currency, before, &[6]);
+    assert_eq!(reached(&currency, Partitions::One(0)), Some(at(9)));
+    observe(&currency, currency.moment(&name()), &[6]);
+    assert_eq!(reached(&currency, Partitions::One(0)), Some(at(6)), "the database went back");
+}
+
+#[test]
+fn an_idle_proof_counts_on_top_of_the_checkpoint_it_extends() {
+    let currency = currency(10, &[5, 5]);
+    announce(&currency, 0, 5, 20);
+    assert_eq!(reached(&currency, Partitions::One(0)), Some(at(20)));
+    let mark = |checkpoint| currency.watermark(&name(), 1, 0, Some(at(checkpoint)));
+    assert_eq!((mark(5), mark(4)), (Some(at(20)), Some(at(4))));
+    assert_eq!(currency.watermark(&name(), 2, 0, Some(at(5))), Some(at(5)), "of another version");
+}
+
+#[test]
+fn hints_of_a_version_that_is_not_read_say_nothing() {
+    let currency = currency(10, &[5, 5]);
+    let seen = Observation {
+        moment: currency.moment(&name()),
+        version: 2,
+        partition_count: 2,
+        checkpoints: vec![(0, Some(at(3)))],
+    };
+    currency.observed(&name(), &seen, Instant::now());
+    announce(&currency, 0, 9, 9);
+    assert_eq!(reached(&currency, Partitions::One(0)), Some(at(3)));
+    assert_eq!(reached(&currency, Partitions::All), None, "partition 1 is unknown");
+}

@@ -1,0 +1,122 @@
+//! What every request of one gateway shares.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use consistency::{EpochHistory, LogPosition, Name, Policy};
+use event_store::EventStore;
+use projection::Domain;
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::{
+    config::GatewayConfig, currency::Currency, read_models::ReadModels, telemetry::Instruments,
+    token_carrier::TokenCarrier, upstream::Upstream,
+};
+
+/// One gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    /// As configured.
+    pub config: GatewayConfig,
+    /// What callers may ask for.
+    pub domain: Arc<Domain>,
+    /// Opens and seals tokens.
+    pub carrier: TokenCarrier,
+    /// What this region has applied.
+    pub currency: Currency,
+    /// The rows.
+    pub read_models: ReadModels,
+    /// What it measures.
+    pub instruments: Instruments,
+    /// The log, or the way to it.
+    pub role: Role,
+    /// Requests under way.
+    pub requests: Semaphore,
+    history: RwLock<Arc<EpochHistory>>,
+    policies: BTreeMap<String, Policy>,
+    policy: Policy,
+}
+
+/// The log, or the way to it.
+#[derive(Debug)]
+pub enum Role {
+    /// This is the primary.
+    Primary(EventStore),
+    /// It is elsewhere.
+    Region(Box<Upstream>),
+}
+
+impl Gateway {
+    /// Puts the parts together. Policies were checked with the configuration; one that does not read
+    /// is the shipped one.
+    pub fn new(
+        config: GatewayConfig,
+        domain: Arc<Domain>,
+        carrier: TokenCarrier,
+        read_models: ReadModels,
+        instruments: Instruments,
+        role: Role,
+    ) -> Self {
+        let parsed = |text: &str| Policy::parse(text).unwrap_or_else(|_| Policy::shipped());
+        let views = config.views.iter();
+        let policies = views.map(|(view, of)| (view.clone(), parsed(&of.policy))).collect();
+        let projections = domain.projections().iter().map(|known| known.name().clone());
+        let currency = Currency::new(projections, config.read.waiters_max);
+        let requests = Semaphore::new(config.listen.requests_max.min(Semaphore::MAX_PERMITS));
+        let policy = parsed(&config.read.policy);
+        let history = RwLock::new(Arc::new(EpochHistory::first()));
+        Self {
+            config,
+            domain,
+            carrier,
+            currency,
+            read_models,
+            instruments,
+            role,
+            requests,
+            history,
+            policies,
+            policy,
+        }
+    }
+
+    /// The epochs known here.
+    pub fn history(&self) -> Arc<EpochHistory> {
+        Arc::clone(&self.history.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Epochs never become fewer: a history that ends earlier is an older reading.
+    pub fn learn_history(&self, history: EpochHistory) {
+        let mut known = self.history.write().unwrap_or_else(PoisonError::into_inner);
+        if known.current() < history.current() {
+            tracing::info!(epoch = %history.current(), "a newer epoch is known");
+            *known = Arc::new(history);
+        }
+    }
+
+    /// The chain of a view for callers who do not say.
+    pub fn policy_of(&self, view: &Name) -> &Policy {
+        self.policies.get(view.as_str()).unwrap_or(&self.policy)
+    }
+
+    /// The largest position that the log is known to have reached.
+    pub fn head(&self) -> LogPosition {
+        if let Role::Primary(store) = &self.role {
+            self.currency.saw_head(store.head_seen());
+        }
+        self.currency.head()
+    }
+
+    /// Where a read is being decided.
+    pub fn place(&self) -> consistency::Place {
+        match &self.role {
+            Role::Primary(_) => consistency::Place::Primary,
+            Role::Region(upstream) if upstream.is_available(Instant::now()) => {
+                consistency::Place::Region
+            }
+            Role::Region(_) => consistency::Place::RegionAlone,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What regions read at the primary: the log itself, and its epochs.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use consistency::{Event, Position};
+use event_store::EventStore;
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::{
+    answer::Answer,
+    error::Error,
+    gateway::{Gateway, Role},
+    request::Call,
+};
+
+const EVENTS_MAX: u64 = 5_000;
+const EVENTS_DEFAULT: u64 = 1_000;
+/// A page ends early when it has so many bytes; its reader asks again from where it ended.
+const PAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    headers: BTreeMap<&'static str, String>,
+    data: &'a str,
+}
+
+/// `GET /internal/log?epoch=&after=&limit=`: one event a line, in position order.
+pub async fn log(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
+    let store = trusted_store(gateway, call)?;
+    let after = Position::new(call.number("after")?.unwrap_or(0));
+    let after = after.ok_or_else(|| Error::BadRequest("after is too large".to_owned()))?;
+    let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
+    let unread = |error| Error::unreachable("its log cannot be read", error);
+    let head = store.head().await.map_err(unread)?;
+    if call.number("epoch")?.is_some_and(|epoch| epoch != u64::from(head.at.epoch.get())) {
+        // Positions of another epoch may name other events.
+        return Err(Error::BadRequest(format!("the log is in epoch {}", head.at.epoch)));
+    }
+    let events = store.read_range(after, limit as u32).await.map_err(unread)?;
+    let mut page = Vec::new();
+    for event in &events {
+        if PAGE_BYTES_MAX < page.len() {
+            break;
+        }
+        page.extend(line(event)?);
+    }
+    Ok(Answer::typed(StatusCode::OK, "application/x-ndjson", Bytes::from(page)))
+}
+
+/// `GET /internal/epochs`: every epoch after the first, with the last position that it kept.
+pub async fn epochs(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
+    let store = trusted_store(gateway, call)?;
+    let unread = |error| Error::unreachable("its log cannot be read", error);
+    store.head().await.map_err(unread)?;
+    let history = store.epochs().await.map_err(unread)?;
+    gateway.learn_history(history.clone());
+    Ok(Answer::json(StatusCode::OK, &history.starts()))
+}
+
+fn trusted_store<'a>(gateway: &'a Gateway, call: &Call) -> Result<&'a EventStore, Error> {
+    if !call.trusted {
+        return Err(Error::Unauthorized);
+    }
+    match &gateway.role {
+        Role::Primary(store) => Ok(store),
+        Role::Region(_) => Err(Error::NotPrimary),
+    }
+}
+
+fn line(event: &Event) -> Result<Vec<u8>, Error> {
+    let line = Line { headers: event.headers().into_iter().collect(), data: &event.data };
+    let mut bytes = serde_json::to_vec(&line).map_err(|error| Error::Internal(Box::new(error)))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}

@@ -1,0 +1,55 @@
+//! `GET /v1/currency` and the body of `/status`: where this region stands.
+
+use consistency::LogPosition;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    answer::Answer,
+    currency::Partitions,
+    error::Error,
+    feed::Seen,
+    gateway::{Gateway, Role},
+    request::Call,
+};
+
+/// Answers with what this process knows; asks nobody.
+pub fn answer(gateway: &Gateway, seen: &Seen, call: &Call) -> Result<Answer, Error> {
+    call.only_parameters(&[])?;
+    Ok(Answer::json(StatusCode::OK, &overview(gateway, seen)))
+}
+
+/// Positions, lag and parked aggregates of every projection.
+pub fn overview(gateway: &Gateway, seen: &Seen) -> Value {
+    let head = gateway.head();
+    let projections: Vec<Value> = gateway
+        .currency
+        .projections()
+        .map(|name| {
+            let standing = gateway.currency.standing(name, Partitions::All);
+            let progress = seen.progress(name.as_str());
+            json!({
+                "name": name,
+                "version": standing.version,
+                "applied": standing.watermark.map(|at| at.position),
+                "lag_events": standing.watermark.map(|at| lag_events(head, at)),
+                "lag_ms": progress.lag_ms,
+                "parked": progress.parked_count,
+            })
+        })
+        .collect();
+    json!({
+        "region": gateway.config.region,
+        "primary_region": gateway.config.primary_name(),
+        "is_primary": matches!(gateway.role, Role::Primary(_)),
+        "epoch": gateway.history().current(),
+        "head": head.position,
+        "waiters": gateway.currency.waiter_count(),
+        "projections": projections,
+    })
+}
+
+/// How many events of the log lie after `at`.
+pub fn lag_events(head: LogPosition, at: LogPosition) -> u64 {
+    if head.epoch == at.epoch { head.position.since(at.position) } else { head.position.get() }
+}

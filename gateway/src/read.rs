@@ -1,0 +1,314 @@
+//! A read, on one page: decode, decide, act, check again, answer.
+
+mod evidence;
+mod fold;
+mod served;
+mod target;
+
+use std::time::Duration;
+
+use consistency::{
+    Budget, Chain, Decision, Demand, Estimate, Evidence, LogPosition, Place, Refusal, Scope,
+    Verdict, decide, judge,
+};
+use tokio::time::Instant;
+
+use crate::{
+    answer::Answer,
+    currency::{Partitions, Waited, WaitersFull},
+    error::{Error, Lag},
+    forward::{self, Fallback},
+    gateway::{Gateway, Role},
+    read_models::Snapshot,
+    request::{Call, PREFERENCE_APPLIED, Wish},
+    status::{Outcome, Timing},
+};
+
+use self::target::Target;
+
+/// Answers a read of a view.
+pub async fn view(gateway: &Gateway, call: &Call, view: &str, key: &str) -> Result<Answer, Error> {
+    let target = Target::of(gateway, call, view, key)?;
+    let wish = call.wish(gateway.policy_of(&target.view))?;
+    let demand = target.demand(call)?;
+    let mut read = Read {
+        gateway,
+        call,
+        target,
+        chain: Chain::new(&wish.policy),
+        wish,
+        demand,
+        outcome: Outcome::Local,
+        timing: Timing::default(),
+        alone: false,
+    };
+    let facts = read.first_check().await;
+    let mut answer = read.run(facts).await?;
+    if let Some(said) = &answer.said {
+        gateway.instruments.decided(said.outcome);
+    }
+    answer.timing = read.timing;
+    if !read.wish.applied.is_empty() {
+        answer = answer.with_header(PREFERENCE_APPLIED, &read.wish.applied.to_string());
+    }
+    Ok(answer)
+}
+
+/// A read under way.
+struct Read<'a> {
+    gateway: &'a Gateway,
+    call: &'a Call,
+    target: Target,
+    wish: Wish,
+    demand: Demand,
+    chain: Chain,
+    /// What serving from here will have been.
+    outcome: Outcome,
+    timing: Timing,
+    /// The primary could not be asked.
+    alone: bool,
+}
+
+/// What is known of the world: a verdict, and the snapshot that it is of. Without a snapshot it is
+/// memory's.
+struct Facts {
+    verdict: Verdict,
+    snapshot: Option<Snapshot>,
+}
+
+impl Read<'_> {
+    async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
+        loop {
+            let scope = self.target.scope;
+            let budget = self.budget();
+            match decide(facts.verdict, scope, &mut self.chain, &budget) {
+                Decision::Serve => match facts.snapshot.take() {
+                    Some(snapshot) => return self.served(&snapshot, facts.verdict),
+                    // Memory says so; the rows' own snapshot has the last word.
+                    None => facts = self.look().await,
+                },
+                Decision::ServeStale => {
+                    if facts.snapshot.is_none() {
+                        facts = self.look().await;
+                    }
+                    if let Some(snapshot) = facts.snapshot.take() {
+                        return self.served(&snapshot, facts.verdict);
+                    }
+                }
+                Decision::Wait { ms } => facts = self.wait(ms, facts).await?,
+                Decision::Forward => match self.forward("forward").await {
+                    Ok(answer) => return Ok(answer),
+                    Err(fallback) => facts = fallen_back(fallback, facts),
+                },
+                Decision::Fold => match self.fold().await? {
+                    Ok(answer) => return Ok(answer),
+                    Err(fallback) => facts = fallen_back(fallback, facts),
+                },
+                Decision::Linearize => match self.linearize().await? {
+                    Ok(answer) => return Ok(answer),
+                    Err(fallback) => facts = fallen_back(fallback, facts),
+                },
+                Decision::Pending => return self.pending(),
+                Decision::Refuse(refusal) => return Err(self.refused(refusal)),
+            }
+        }
+    }
+
+    /// What memory says. The database is asked at once where memory cannot tell: before it knows the
+    /// projection, when it may have missed hints, and when only the row can say whether it is enough.
+    async fn first_check(&mut self) -> Facts {
+        let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
+        let evidence =
+            Evidence { watermark: standing.watermark, row_version: None, parked: Vec::new() };
+        let verdict = judge(&self.demand, self.target.scope, &evidence);
+        let silence_max = self.gateway.config.read.hints_silence_max.get();
+        let currency = &self.gateway.currency;
+        let may_be_behind = verdict == Verdict::Behind
+            && currency.is_silent(&self.target.projection, silence_max, Instant::now());
+        if standing.version.is_none() || self.demand.min_version().is_some() || may_be_behind {
+            self.look().await
+        } else {
+            Facts { verdict, snapshot: None }
+        }
+    }
+
+    /// Reads the rows and judges them by their own snapshot.
+    async fn look(&mut self) -> Facts {
+        let began = Instant::now();
+        let (currency, target) = (&self.gateway.currency, &self.target);
+        let moment = || currency.moment(&target.projection);
+        let models = &self.gateway.read_models;
+        let asked =
+            models.ask(&target.projection, &target.view, &target.question, self.version(), moment);
+        let snapshot = tokio::time::timeout_at(self.call.deadline, asked).await;
+        self.timing.read += began.elapsed();
+        match snapshot {
+            Ok(Ok(snapshot)) => {
+                if let Some(seen) = evidence::observation(&snapshot, target) {
+                    currency.observed(&target.projection, &seen, Instant::now());
+                }
+                let evidence = evidence::of(&snapshot, self);
+                let verdict = judge(&self.demand, target.scope, &evidence);
+                if verdict == Verdict::Behind {
+                    self.gateway.instruments.second_check_failed();
+                }
+                Facts { verdict, snapshot: Some(snapshot) }
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, view = %target.view, "read models not read");
+                Facts { verdict: Verdict::Behind, snapshot: None }
+            }
+            Err(_) => Facts { verdict: Verdict::Behind, snapshot: None },
+        }
+    }
+
+    /// Blocks until the demand is met here, at most so long.
+    async fn wait(&mut self, ms: u32, facts: Facts) -> Result<Facts, Error> {
+        let began = Instant::now();
+        let until = began + Duration::from_millis(u64::from(ms));
+        let mut facts = facts;
+        let satisfied = loop {
+            let at = self.awaited(&facts);
+            let (currency, projection) = (&self.gateway.currency, &self.target.projection);
+            let waited = currency.wait(projection, self.partitions(), at, until).await;
+            match waited.map_err(|WaitersFull| Error::WaitersFull)? {
+                Waited::TimedOut => {
+                    facts = Facts { verdict: Verdict::Behind, snapshot: None };
+                    break false;
+                }
+                Waited::Satisfied => facts = self.look().await,
+            }
+            // Memory was ahead of the database: it knows better now, and there is time left.
+            let again = facts.verdict == Verdict::Behind && facts.snapshot.is_some();
+            if !again || until <= Instant::now() {
+                break facts.verdict != Verdict::Behind;
+            }
+        };
+        self.timing.wait += began.elapsed();
+        self.gateway.instruments.waited(began.elapsed(), satisfied);
+        if self.outcome == Outcome::Local {
+            self.outcome = Outcome::Waited;
+        }
+        Ok(facts)
+    }
+
+    /// What to wait for: the demand, or anything newer than what was looked at and was not enough.
+    fn awaited(&self, facts: &Facts) -> LogPosition {
+        let looked_at =
+            facts.snapshot.as_ref().and_then(|snapshot| evidence::of(snapshot, self).watermark);
+        let beyond = looked_at.map(|mark| LogPosition::new(mark.epoch, mark.position.next()));
+        beyond.map_or(self.demand.at(), |beyond| beyond.max(self.demand.at()))
+    }
+
+    async fn forward(&mut self, policy: &'static str) -> Result<Answer, Fallback> {
+        let Role::Region(upstream) = &self.gateway.role else { return Err(Fallback::Failed) };
+        let began = Instant::now();
+        let answer = forward::read(self.gateway, upstream, self.call, policy).await;
+        self.timing.forward += began.elapsed();
+        self.alone |= answer.is_err();
+        answer
+    }
+
+    /// As of the log's head on arrival: here when here is the primary, else there.
+    async fn linearize(&mut self) -> Result<Result<Answer, Fallback>, Error> {
+        let Role::Primary(store) = &self.gateway.role else {
+            return Ok(self.forward("primary").await);
+        };
+        let head = match tokio::time::timeout_at(self.call.deadline, store.head()).await {
+            Ok(Ok(head)) => head.at,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "head of the log not read");
+                return Ok(Err(Fallback::Failed));
+            }
+            Err(_) => return Ok(Err(Fallback::Failed)),
+        };
+        self.demand = self.demand.clone().with_position(head);
+        self.outcome = Outcome::Primary;
+        let mut facts = self.look().await;
+        if facts.verdict == Verdict::Behind && self.target.scope == Scope::Everything {
+            facts = self.wait(self.call.left_ms(), facts).await?;
+        }
+        match (facts.verdict, facts.snapshot) {
+            (Verdict::Current | Verdict::CurrentButParked, Some(snapshot)) => {
+                self.served(&snapshot, facts.verdict).map(Ok)
+            }
+            (Verdict::Parked, _) if self.target.scope == Scope::Everything => {
+                Ok(Err(Fallback::Parked))
+            }
+            (
+                Verdict::Behind | Verdict::Parked | Verdict::Current | Verdict::CurrentButParked,
+                _,
+            ) => self.fold().await,
+        }
+    }
+
+    fn budget(&self) -> Budget {
+        let place = match self.gateway.place() {
+            Place::Region if self.alone => Place::RegionAlone,
+            place @ (Place::Region | Place::RegionAlone | Place::Primary) => place,
+        };
+        Budget {
+            left_ms: self.call.left_ms(),
+            wait_ms_max: self.gateway.config.read.wait_max.millis(),
+            place,
+            estimate: self.estimate(),
+        }
+    }
+
+    fn estimate(&self) -> Estimate {
+        let currency = &self.gateway.currency;
+        Estimate {
+            catch_up_ms: currency.catch_up_ms(
+                &self.target.projection,
+                self.partitions(),
+                self.demand.at(),
+            ),
+            forward_ms: match &self.gateway.role {
+                Role::Primary(_) => None,
+                Role::Region(upstream) => upstream.trip_ms(),
+            },
+        }
+    }
+
+    /// The version whose tables are read, as far as is known.
+    fn version(&self) -> u32 {
+        let standing = self.gateway.currency.standing(&self.target.projection, Partitions::All);
+        standing.version.unwrap_or(self.target.newest_version)
+    }
+
+    fn partitions(&self) -> Partitions {
+        let domain = &self.gateway.domain;
+        let definition = domain.projection(self.target.projection.as_str(), self.version());
+        self.target.partitions(definition)
+    }
+
+    fn lag(&self) -> Lag {
+        let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
+        Lag {
+            demand: Some(self.demand.at()),
+            applied: standing.watermark,
+            estimate_ms: self.estimate().catch_up_ms,
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::ReplicationPending => Error::ReplicationPending(self.lag()),
+            Refusal::Parked => Error::Parked(self.lag()),
+            Refusal::PrimaryUnreachable => Error::PrimaryUnreachable {
+                detail: "the read asked for it, and it did not answer",
+                source: None,
+            },
+        }
+    }
+}
+
+/// What the world looks like after somebody else could not answer.
+fn fallen_back(fallback: Fallback, facts: Facts) -> Facts {
+    match fallback {
+        Fallback::Parked => Facts { verdict: Verdict::Parked, snapshot: facts.snapshot },
+        // A verdict that may be served was no reason to ask anybody else but for the newest state,
+        // and the newest state is not here.
+        Fallback::Failed => facts,
+    }
+}

@@ -1,0 +1,79 @@
+//! A row made from the log, at the primary, by the code that the projector makes it with.
+
+use consistency::{Event, LogPosition, Scope, Version};
+use projection::{Folded, ProjectionError};
+
+use super::Read;
+use crate::{
+    answer::{Answer, read_of},
+    error::Error,
+    fold::{self, FoldError},
+    forward::Fallback,
+    gateway::Role,
+};
+
+impl Read<'_> {
+    /// The row from the log. Shows the aggregate's last position, or the head when it has no events.
+    pub(super) async fn fold(&mut self) -> Result<Result<Answer, Fallback>, Error> {
+        let folding = tokio::time::timeout_at(self.call.deadline, self.folded());
+        let (folded, head) = match folding.await {
+            Ok(Ok(folded)) => folded,
+            Ok(Err(FoldError::Poison(error))) => {
+                tracing::debug!(%error, "row not folded");
+                return Ok(Err(Fallback::Parked));
+            }
+            Ok(Err(error @ (FoldError::Read(_) | FoldError::TooLong(_)))) => {
+                tracing::debug!(%error, "row not folded");
+                return Ok(Err(Fallback::Failed));
+            }
+            Err(_) => return Ok(Err(Fallback::Failed)),
+        };
+        // What the log itself does not have cannot be shown by anybody.
+        let asked = self.demand.min_version().unwrap_or_default();
+        if head < self.demand.at() || folded.version() < asked {
+            return Ok(Err(Fallback::Failed));
+        }
+        let at = if folded.version() == Version::ZERO { head } else { folded.at() };
+        let said = self.said(self.outcome, Some(at), Some("folded"));
+        let answer = match self.folded_row(&folded) {
+            Ok(Some(data)) => {
+                let version = self.version();
+                self.row_answer(version, folded.at(), folded.version(), data)?
+            }
+            Ok(None) => self.absent(),
+            Err(error) => {
+                tracing::debug!(%error, "row not made");
+                return Ok(Err(Fallback::Parked));
+            }
+        };
+        Ok(Ok(answer.saying(said).showing(read_of(at))))
+    }
+
+    /// The folded aggregate, and a head that was read before it.
+    async fn folded(&self) -> Result<(Folded, LogPosition), FoldError> {
+        let (Role::Primary(store), Scope::Row(_), Some(aggregate)) =
+            (&self.gateway.role, self.target.scope, self.target.aggregate())
+        else {
+            return Ok((Folded::nothing(), LogPosition::ORIGIN));
+        };
+        let head = store.head().await?.at;
+        let domain = &self.gateway.domain;
+        let definition = domain.projection(self.target.projection.as_str(), self.version());
+        let Some(document) = definition.and_then(|definition| definition.document()) else {
+            return Ok((Folded::nothing(), LogPosition::ORIGIN));
+        };
+        let events_max = self.gateway.config.read.fold_events_max;
+        let fold = |folded, event: &Event| document.fold(folded, event);
+        Ok((fold::aggregate(store, aggregate, events_max, fold).await?, head))
+    }
+
+    fn folded_row(&self, folded: &Folded) -> Result<Option<String>, ProjectionError> {
+        let domain = &self.gateway.domain;
+        let definition = domain.projection(self.target.projection.as_str(), self.version());
+        let document = definition.and_then(|definition| definition.document());
+        let (Some(document), Some(aggregate)) = (document, self.target.aggregate()) else {
+            return Ok(None);
+        };
+        document.row(aggregate, folded, &self.target.view)
+    }
+}

@@ -1,0 +1,137 @@
+//! Answers from what was read here.
+
+use consistency::{LogPosition, Verdict, Version};
+use http::{StatusCode, header};
+use projection::sql::{ListAnswer, RollupAnswer, RowAnswer};
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+
+use super::{Read, Target, evidence};
+use crate::{
+    answer::{Answer, read_of},
+    error::Error,
+    problem,
+    read_models::{Found, Place, Question, Snapshot},
+    status::{Outcome, Said},
+};
+
+#[derive(Serialize)]
+struct Item<'a> {
+    key: &'a str,
+    version: Version,
+    data: Box<RawValue>,
+}
+
+#[derive(Serialize)]
+struct Page<'a> {
+    items: Vec<Item<'a>>,
+    next_cursor: Option<String>,
+}
+
+impl Read<'_> {
+    /// The snapshot as an answer, labelled by its verdict.
+    pub(super) fn served(&self, snapshot: &Snapshot, verdict: Verdict) -> Result<Answer, Error> {
+        let at = evidence::shown(snapshot);
+        let answer = match &snapshot.found {
+            Found::Row(row) => self.row_served(row, snapshot.definition.version())?,
+            Found::List(list) => self.page_served(list, at)?,
+            Found::Rollup(rollup) => self.rollup_served(rollup, snapshot),
+        };
+        let (outcome, reason) = match verdict {
+            Verdict::Current => (self.outcome, None),
+            Verdict::Behind => (Outcome::Stale, Some("behind")),
+            Verdict::Parked | Verdict::CurrentButParked => (Outcome::Stale, Some("parked")),
+        };
+        let answer = answer.saying(self.said(outcome, at, reason));
+        Ok(match at {
+            Some(at) => answer.showing(read_of(at)),
+            None => answer,
+        })
+    }
+
+    pub(super) fn said(
+        &self,
+        outcome: Outcome,
+        at: Option<LogPosition>,
+        reason: Option<&'static str>,
+    ) -> Said {
+        let ms = u64::try_from(self.call.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Said { outcome, ms, region: self.gateway.config.region.clone(), at, reason }
+    }
+
+    fn row_served(&self, found: &RowAnswer, version: u32) -> Result<Answer, Error> {
+        match &found.row {
+            Some(row) => self.row_answer(version, row.at, row.version, row.data.clone()),
+            None => Ok(self.absent()),
+        }
+    }
+
+    /// A row, from a table or folded from the log: both are the same to who asked.
+    pub(super) fn row_answer(
+        &self,
+        projection_version: u32,
+        at: LogPosition,
+        version: Version,
+        data: String,
+    ) -> Result<Answer, Error> {
+        let tag = format!("\"{projection_version}-{at}\"");
+        if self.call.has_tag(&tag) {
+            return Ok(Answer::empty(StatusCode::NOT_MODIFIED).with_header(header::ETAG, &tag));
+        }
+        let item = Item { key: &self.target.key, version, data: raw(data)? };
+        Ok(Answer::json(StatusCode::OK, &item).with_header(header::ETAG, &tag))
+    }
+
+    /// There is no such row, and that is as current as any answer.
+    pub(super) fn absent(&self) -> Answer {
+        problem::answer(&Error::NotFound, &self.gateway.config.region, &self.call.id)
+    }
+
+    fn page_served(&self, found: &ListAnswer, at: Option<LogPosition>) -> Result<Answer, Error> {
+        let Question::List { limit, .. } = &self.target.question else { return Ok(self.absent()) };
+        let limit = *limit as usize;
+        let shown = &found.items[..found.items.len().min(limit)];
+        let items = shown.iter().map(|item| {
+            Ok(Item { key: &item.key, version: item.version, data: raw(item.data.clone())? })
+        });
+        let last = shown.last().filter(|_| limit < found.items.len());
+        let next_cursor = last.map(|last| {
+            let place = Place { created: last.created, aggregate_id: last.key.clone() };
+            // What the first page showed is demanded of all that follow, each page's own included.
+            let first = self.demand.at();
+            let shown = at.map_or(first, |at| at.max(first));
+            Target::cursor(&self.gateway.carrier, place, read_of(shown))
+        });
+        let items = items.collect::<Result<_, Error>>()?;
+        Ok(Answer::json(StatusCode::OK, &Page { items, next_cursor }))
+    }
+
+    fn rollup_served(&self, found: &RollupAnswer, snapshot: &Snapshot) -> Answer {
+        let Some(row) = &found.row else { return self.absent() };
+        let columns = match snapshot.definition.kind() {
+            projection::ProjectionKind::Rollup(rollup) => rollup.column_names().collect(),
+            projection::ProjectionKind::Document(_) => Vec::new(),
+        };
+        let data: serde_json::Map<String, serde_json::Value> = columns
+            .iter()
+            .zip(&row.values)
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
+        Answer::json(StatusCode::OK, &json!({ "key": self.target.key, "data": data }))
+    }
+
+    /// 202: the caller asked to be told instead of kept waiting. Shows nothing.
+    pub(super) fn pending(&self) -> Result<Answer, Error> {
+        let lag = self.lag();
+        let mut body = problem::lag_members(&lag, &self.gateway.config.region);
+        body.insert("status".into(), "pending".into());
+        body.insert("estimate_ms".into(), json!(lag.estimate_ms));
+        let mut answer = Answer::json(StatusCode::ACCEPTED, &body);
+        problem::retry_after(lag.retry_after_ms(), &mut answer.headers);
+        Ok(answer.saying(self.said(Outcome::Pending, lag.applied, None)))
+    }
+}
+
+fn raw(data: String) -> Result<Box<RawValue>, Error> {
+    RawValue::from_string(data).map_err(|error| Error::Internal(Box::new(error)))
+}

@@ -1,0 +1,268 @@
+//! The region's read models: rows, and in the same snapshot what says how current they are.
+
+use std::sync::Arc;
+
+use consistency::{AggregateId, Epoch, EpochHistory, LogPosition, Name, Position};
+use projection::{
+    ColumnError, Domain, ProjectionDefinition,
+    sql::{
+        ListAnswer, ListColumns, RollupAnswer, RollupColumns, RowAnswer, RowColumns, ViewStatements,
+    },
+};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::sync::Semaphore;
+
+/// Parked aggregates that one answer looks at; beyond, any aggregate may be parked.
+const PARKED_COUNT_MAX: i64 = 1000;
+
+/// Why the read models could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The database cannot be reached, or could not answer.
+    #[error("the region's database is unavailable")]
+    Unavailable(#[from] sqlx::Error),
+    /// A column holds what it never may.
+    #[error("the region's database holds what it never may")]
+    Column(#[from] ColumnError),
+    /// The version that is active is not in this binary.
+    #[error("version {version} of projection {projection} is not in this binary")]
+    UnknownVersion {
+        /// The projection.
+        projection: Name,
+        /// The active version.
+        version: u32,
+    },
+    /// The definition and its statements do not belong together.
+    #[error("the view has no statements of its kind")]
+    Statements,
+}
+
+/// Where an item stands in its list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The aggregate's first event.
+    pub created: Position,
+    /// The aggregate's id.
+    pub aggregate_id: String,
+}
+
+/// What a read asks of a view.
+#[derive(Debug, Clone)]
+pub enum Question {
+    /// The row of an aggregate.
+    Row(AggregateId),
+    /// A page of a list.
+    List {
+        /// Which list.
+        key: String,
+        /// The item before the page.
+        after: Place,
+        /// Most items; one more is read, to know whether there are more.
+        limit: u32,
+    },
+    /// A row of a rollup.
+    Rollup(String),
+}
+
+/// One snapshot, and the version of the projection that it is of.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Whose tables were read.
+    pub definition: ProjectionDefinition,
+    /// [`crate::currency::Currency::moment`] before.
+    pub moment: u64,
+    /// What was there.
+    pub found: Found,
+}
+
+/// What a snapshot holds.
+#[derive(Debug)]
+pub enum Found {
+    /// A row, or that there is none.
+    Row(RowAnswer),
+    /// A page.
+    List(ListAnswer),
+    /// A row of a rollup, or that there is none.
+    Rollup(RollupAnswer),
+}
+
+/// A stored checkpoint of an active version.
+#[derive(Debug, Clone)]
+pub struct StoredCheckpoint {
+    /// The projection.
+    pub projection: String,
+    /// Its active version.
+    pub version: u32,
+    /// How many partitions it has.
+    pub partition_count: u16,
+    /// The partition.
+    pub partition: u16,
+    /// How far it has come.
+    pub at: LogPosition,
+    /// Age of the newest event in it, by the clocks of two databases: for display.
+    pub age_ms: Option<i64>,
+    /// Parked aggregates of the whole projection.
+    pub parked_count: i64,
+}
+
+/// Reads them, so many at a time.
+#[derive(Debug, Clone)]
+pub struct ReadModels {
+    pool: PgPool,
+    domain: Arc<Domain>,
+    // Readers that one commit releases stand in line here instead of at the pool, whose waits end in
+    // errors.
+    queries: Arc<Semaphore>,
+}
+
+impl ReadModels {
+    /// Over a pool, at most so many queries at once.
+    pub fn new(pool: PgPool, domain: Arc<Domain>, queries_max: usize) -> Self {
+        Self { pool, domain, queries: Arc::new(Semaphore::new(queries_max)) }
+    }
+
+    /// Reads `question` from `view`, which `projection` feeds. `version` is the version that is
+    /// believed to be active; the snapshot is of the one that is. `moment` is called before the
+    /// snapshot is taken.
+    pub async fn ask(
+        &self,
+        projection: &Name,
+        view: &Name,
+        question: &Question,
+        version: u32,
+        moment: impl Fn() -> u64,
+    ) -> Result<Snapshot, QueryError> {
+        let _permit = self.queries.acquire().await.expect("the semaphore is never closed");
+        let mut version = version;
+        // An active version can change between two looks, but not twice in a row and again.
+        for _ in 0..3 {
+            let definition = self.definition(projection, version)?;
+            let moment = moment();
+            let found = self.look(definition, view, question).await?;
+            match found.active_version() {
+                Some(active) if active != version => version = active,
+                Some(_) | None => {
+                    return Ok(Snapshot { definition: definition.clone(), moment, found });
+                }
+            }
+        }
+        Err(QueryError::UnknownVersion { projection: projection.clone(), version })
+    }
+
+    fn definition(&self, name: &Name, version: u32) -> Result<&ProjectionDefinition, QueryError> {
+        let unknown = || QueryError::UnknownVersion { projection: name.clone(), version };
+        self.domain.projection(name.as_str(), version).ok_or_else(unknown)
+    }
+
+    async fn look(
+        &self,
+        definition: &ProjectionDefinition,
+        view: &Name,
+        question: &Question,
+    ) -> Result<Found, QueryError> {
+        let index = definition.views().iter().position(|known| known.name() == view);
+        let statements = index.and_then(|index| definition.statements().views.get(index));
+        let partition_count = definition.partition_count();
+        match (question, statements) {
+            (Question::Row(aggregate), Some(ViewStatements::Row(statements))) => {
+                let partition = partition_count.partition_of(aggregate.id());
+                let row: RowColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
+                    .bind(i32::from(partition))
+                    .bind(aggregate.id())
+                    .fetch_one(&self.pool)
+                    .await?;
+                Ok(Found::Row(RowAnswer::from_columns(row)?))
+            }
+            (Question::List { key, after, limit }, Some(ViewStatements::List(statements))) => {
+                let row: ListColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
+                    .bind(key)
+                    .bind(after.created.as_i64())
+                    .bind(&after.aggregate_id)
+                    .bind(i64::from(*limit) + 1)
+                    .bind(PARKED_COUNT_MAX)
+                    .fetch_one(&self.pool)
+                    .await?;
+                Ok(Found::List(ListAnswer::from_columns(row, partition_count)?))
+            }
+            (Question::Rollup(key), Some(ViewStatements::Rollup(statements))) => {
+                let row: RollupColumns =
+                    sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
+                        .bind(key)
+                        .bind(PARKED_COUNT_MAX)
+                        .fetch_one(&self.pool)
+                        .await?;
+                Ok(Found::Rollup(RollupAnswer::from_columns(row, partition_count)?))
+            }
+            (Question::Row(_) | Question::List { .. } | Question::Rollup(_), _) => {
+                Err(QueryError::Statements)
+            }
+        }
+    }
+
+    /// Every checkpoint of every active version.
+    pub async fn checkpoints(&self) -> Result<Vec<StoredCheckpoint>, QueryError> {
+        let rows = sqlx::query!(
+            r#"select active.projection, active.version, active.partition_count,
+                    checkpoint.partition, checkpoint.epoch, checkpoint.position,
+                    (extract(epoch from clock_timestamp() - checkpoint.committed_at) * 1000)::bigint
+                        as age_ms,
+                    (select count(*) from parked
+                        where parked.projection = active.projection
+                            and parked.version = active.version) as "parked_count!"
+                from projection_version as active
+                join checkpoint on checkpoint.projection = active.projection
+                    and checkpoint.version = active.version
+                where active.active
+                order by active.projection, checkpoint.partition"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let wrong = |column, value: i64| ColumnError { column, value: value.to_string() };
+        let checkpoints = rows.into_iter().map(|row| {
+            let version = u32::try_from(row.version);
+            let count = u16::try_from(row.partition_count);
+            let partition = u16::try_from(row.partition);
+            Ok(StoredCheckpoint {
+                version: version.map_err(|_| wrong("version", row.version.into()))?,
+                partition_count: count
+                    .map_err(|_| wrong("partition_count", row.partition_count.into()))?,
+                partition: partition.map_err(|_| wrong("partition", row.partition.into()))?,
+                at: log_position(row.epoch, row.position)?,
+                projection: row.projection,
+                age_ms: row.age_ms,
+                parked_count: row.parked_count,
+            })
+        });
+        Ok(checkpoints.collect::<Result<_, ColumnError>>()?)
+    }
+
+    /// The epochs that the region has adopted. `None` when they do not rise one by one.
+    pub async fn epochs(&self) -> Result<Option<EpochHistory>, QueryError> {
+        let rows = sqlx::query!(
+            "select epoch, starts_after from adopted_epoch where epoch > 1 order by epoch"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let starts = rows.into_iter().map(|row| {
+            log_position(row.epoch, row.starts_after).map(|start| (start.epoch, start.position))
+        });
+        Ok(EpochHistory::new(starts.collect::<Result<_, _>>()?))
+    }
+}
+
+impl Found {
+    fn active_version(&self) -> Option<u32> {
+        match self {
+            Self::Row(row) => row.active_version,
+            Self::List(list) => list.snapshot.active_version,
+            Self::Rollup(rollup) => rollup.snapshot.active_version,
+        }
+    }
+}
+
+fn log_position(epoch: i32, position: i64) -> Result<LogPosition, ColumnError> {
+    let wrong = |column, value: i64| ColumnError { column, value: value.to_string() };
+    let epoch = Epoch::from_i32(epoch).ok_or_else(|| wrong("epoch", epoch.into()))?;
+    let at = Position::from_i64(position).ok_or_else(|| wrong("position", position))?;
+    Ok(LogPosition::new(epoch, at))
+}

@@ -1,0 +1,285 @@
+//! One request from its first header to its finished answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use consistency::Token;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use matchit::Router;
+use tokio::time::Instant;
+
+use crate::{
+    aggregates,
+    answer::Answer,
+    error::Error,
+    feed::Seen,
+    forward::CONSISTENCY_STATUS,
+    gateway::{Gateway, Role},
+    hop, internal, overview, problem, read,
+    request::{self, Call, REQUEST_ID},
+    token_carrier::{CONSISTENCY_TOKEN, Presented},
+    write,
+};
+
+const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
+const VARY: &str = "Consistency-Token, Cookie, Consistency-Policy, Prefer";
+
+/// What a path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    AggregateEvents,
+    Aggregate,
+    Command,
+    Row,
+    Currency,
+    InternalLog,
+    InternalEpochs,
+}
+
+impl Route {
+    const ALL: [(&str, Self); 7] = [
+        ("/v1/aggregates/{type}/{id}/events", Self::AggregateEvents),
+        ("/v1/aggregates/{type}/{id}", Self::Aggregate),
+        ("/v1/commands/{command}", Self::Command),
+        ("/v1/views/{view}/{key}", Self::Row),
+        ("/v1/currency", Self::Currency),
+        ("/internal/log", Self::InternalLog),
+        ("/internal/epochs", Self::InternalEpochs),
+    ];
+
+    /// As written, for metrics.
+    fn pattern(route: Option<Self>) -> &'static str {
+        let known = Self::ALL.iter().find(|(_, known)| Some(*known) == route);
+        known.map_or("other", |(pattern, _)| pattern)
+    }
+
+    const fn methods(self) -> &'static str {
+        match self {
+            Self::AggregateEvents => "GET, HEAD, POST",
+            Self::Command => "POST",
+            Self::Aggregate
+            | Self::Row
+            | Self::Currency
+            | Self::InternalLog
+            | Self::InternalEpochs => "GET, HEAD",
+        }
+    }
+}
+
+/// Answers requests. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    gateway: Arc<Gateway>,
+    seen: Seen,
+    routes: Arc<Router<Route>>,
+}
+
+impl Service {
+    /// Over a gateway.
+    pub fn new(gateway: Arc<Gateway>, seen: Seen) -> Self {
+        let mut routes = Router::new();
+        for (pattern, route) in Route::ALL {
+            routes.insert(pattern, route).expect("our patterns do not conflict");
+        }
+        Self { gateway, seen, routes: Arc::new(routes) }
+    }
+
+    /// Answers one request.
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let began = Instant::now();
+        let (mut parts, body) = request.into_parts();
+        let gateway = &*self.gateway;
+        let trusted = hop::authenticate(&mut parts.headers, &gateway.config.regions.credential);
+        let bound = gateway.config.listen.request_timeout.get();
+        let deadline = request::deadline(&parts.headers, began, bound);
+        let presented = gateway.carrier.open(&parts.headers, &gateway.history());
+        let route = self.routes.at(parts.uri.path()).ok().map(|found| *found.value);
+        let method = method_label(&parts.method);
+        let is_head = parts.method == Method::HEAD;
+        let sent = parts.headers.clone();
+        let token = request::token_of(&presented, &gateway.history());
+        let (request_id, known, answered) = match token {
+            Err(error) => (request::request_id(&sent), None, Err(error)),
+            Ok(token) => {
+                let call = Call::new(parts, token, trusted, (began, deadline));
+                let (id, known) = (call.id.clone(), call.token.clone());
+                (id, Some(known), self.dispatch(call, body).await)
+            }
+        };
+        let answer = answered
+            .unwrap_or_else(|error| problem::answer(&error, &gateway.config.region, &request_id));
+        let finishing = Finishing {
+            gateway,
+            presented: &presented,
+            sent: &sent,
+            known,
+            trusted,
+            request_id,
+            began,
+        };
+        let mut response = finishing.finish(answer);
+        if is_head {
+            *response.body_mut() = Full::default();
+        }
+        let status = response.status().as_u16();
+        gateway.instruments.answered(Route::pattern(route), method, status, began.elapsed());
+        response
+    }
+
+    async fn dispatch(&self, mut call: Call, body: Incoming) -> Result<Answer, Error> {
+        let gateway = &*self.gateway;
+        let _permit = gateway.requests.try_acquire().map_err(|_| Error::Overloaded)?;
+        if call.trusted && call.hop && matches!(gateway.role, Role::Region(_)) {
+            return Err(Error::NotPrimary);
+        }
+        if call.token.epoch() <= gateway.history().current() {
+            // Nobody but us seals tokens, so the log has been there.
+            let seen =
+                consistency::LogPosition::new(call.token.epoch(), call.token.largest_position());
+            gateway.currency.saw_head(seen);
+        }
+        let path = call.path.clone();
+        let found = self.routes.at(&path).map_err(|_| Error::NotFound)?;
+        let route = *found.value;
+        let parameter = |name| found.params.get(name).unwrap_or_default();
+        let is_read = matches!(call.method, Method::GET | Method::HEAD);
+        let is_write = call.method == Method::POST;
+        if is_write {
+            call.body = read_body(gateway, &call, body).await?;
+        }
+        match route {
+            Route::AggregateEvents if is_read => {
+                aggregates::events(gateway, &call, parameter("type"), parameter("id")).await
+            }
+            Route::AggregateEvents if is_write => {
+                may_write(gateway, &call)?;
+                write::append(gateway, &call, parameter("type"), parameter("id")).await
+            }
+            Route::Command if is_write => {
+                may_write(gateway, &call)?;
+                write::command(gateway, &call, parameter("command")).await
+            }
+            Route::Aggregate if is_read => {
+                aggregates::state(gateway, &call, parameter("type"), parameter("id")).await
+            }
+            Route::Row if is_read => {
+                // Boxed: a read's future is large, and most requests wait in it.
+                Box::pin(read::view(gateway, &call, parameter("view"), parameter("key"))).await
+            }
+            Route::Currency if is_read => overview::answer(gateway, &self.seen, &call),
+            Route::InternalLog if is_read => internal::log(gateway, &call).await,
+            Route::InternalEpochs if is_read => internal::epochs(gateway, &call).await,
+            Route::AggregateEvents
+            | Route::Command
+            | Route::Aggregate
+            | Route::Row
+            | Route::Currency
+            | Route::InternalLog
+            | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),
+        }
+    }
+}
+
+/// A primary that has not heard of an epoch that a caller has is not the primary any more.
+fn may_write(gateway: &Gateway, call: &Call) -> Result<(), Error> {
+    let is_primary = matches!(gateway.role, Role::Primary(_));
+    let deposed = is_primary && gateway.history().current() < call.token.epoch();
+    if deposed { Err(Error::NotPrimary) } else { Ok(()) }
+}
+
+async fn read_body(gateway: &Gateway, call: &Call, body: Incoming) -> Result<Bytes, Error> {
+    let max = gateway.config.listen.body_bytes_max;
+    let too_large = || Error::TooLarge(format!("a body has at most {max} bytes"));
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_large());
+    }
+    let collecting = Limited::new(body, max).collect();
+    match tokio::time::timeout_at(call.deadline, collecting).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Error::BadRequest("the body broke off".to_owned())),
+        Err(_) => Err(Error::BadRequest("the body did not arrive in time".to_owned())),
+    }
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "PATCH" => "PATCH",
+        "OPTIONS" => "OPTIONS",
+        _ => "_OTHER",
+    }
+}
+
+/// What every answer carries.
+struct Finishing<'a> {
+    gateway: &'a Gateway,
+    presented: &'a Presented,
+    sent: &'a HeaderMap,
+    /// What the caller knew; `None` when its token was refused.
+    known: Option<Token>,
+    trusted: bool,
+    request_id: String,
+    began: Instant,
+}
+
+impl Finishing<'_> {
+    fn finish(self, answer: Answer) -> Response<Full<Bytes>> {
+        let Answer { status, headers, body, shows, said, timing } = answer;
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        let headers = response.headers_mut();
+        let cacheable =
+            matches!(status, StatusCode::OK | StatusCode::NOT_MODIFIED) && said.is_some();
+        let caching = if cacheable { "private, no-cache" } else { "no-store" };
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
+        if cacheable {
+            headers.insert(header::VARY, HeaderValue::from_static(VARY));
+        }
+        if let Some(said) = said {
+            set(headers, CONSISTENCY_STATUS, &said.to_string());
+        }
+        set(headers, SERVER_TIMING, &timing.header(self.began.elapsed()));
+        set(headers, REQUEST_ID, &self.request_id);
+        if self.trusted {
+            set(headers, hop::HEAD, &self.gateway.head().to_string());
+        }
+        self.carry_token(shows, headers);
+        response
+    }
+
+    /// The merge of what was sent and what is shown. A token that was refused is handed back as it
+    /// came when another gateway may know what to do with it: replacing it by a fresh one would lose
+    /// the caller's writes without a word.
+    fn carry_token(&self, shows: Option<Token>, headers: &mut HeaderMap) {
+        let carrier = &self.gateway.carrier;
+        match (&self.known, shows) {
+            (Some(known), shows) => {
+                let token = match shows {
+                    Some(shows) => known.clone().merge(shows),
+                    None => known.clone(),
+                };
+                carrier.attach(&token, self.presented.wants_cookie, headers);
+            }
+            (None, Some(fresh)) => carrier.attach(&fresh, self.presented.wants_cookie, headers),
+            (None, None) => {
+                for value in self.sent.get_all(CONSISTENCY_TOKEN) {
+                    headers.append(CONSISTENCY_TOKEN, value.clone());
+                }
+            }
+        }
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

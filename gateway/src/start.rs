@@ -1,0 +1,335 @@
+//! Starting a gateway, and ending it without leaving work behind.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use consistency::{KeyError, LogId};
+use event_store::{Committer, EventStore, OpenError, Relay, RelayConfig, RelayState, StoreConfig};
+use process::{
+    admin::{self, Admin, Condition, Readiness},
+    config::Period,
+    nats::{self, Nats},
+    postgres::{self, PostgresConfig},
+    server, shutdown,
+    telemetry::{Metrics, TelemetryError},
+};
+use projection::Domain;
+use sqlx::migrate::MigrateError;
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{AuthMode, GatewayConfig},
+    feed::{self, Seen},
+    gateway::{Gateway, Role},
+    overview,
+    read_models::ReadModels,
+    service::Service,
+    telemetry::Instruments,
+    token_carrier::TokenCarrier,
+    upstream::{Upstream, UpstreamError},
+};
+
+/// How long a primary tries to open its log before it gives up.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+const OPEN_RETRY: Duration = Duration::from_millis(250);
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The keys do not make a ring.
+    #[error("the tokens' keys are not usable")]
+    Keys(#[from] KeyError),
+    /// The configuration lacks what its place needs.
+    #[error("configuration: {0}")]
+    Config(&'static str),
+    /// A database's URL is not understood.
+    #[error("a database cannot be connected to")]
+    Database(#[from] sqlx::Error),
+    /// The log's schema cannot be made.
+    #[error("the log's migrations fail")]
+    Migrate(#[from] MigrateError),
+    /// The log cannot be opened.
+    #[error("the log cannot be opened")]
+    Log(#[from] OpenError),
+    /// NATS cannot be connected to, and retrying would not help.
+    #[error("nats cannot be connected to")]
+    Nats(#[from] async_nats::ConnectError),
+    /// The way to the primary is not usable.
+    #[error("the way to the primary is not usable")]
+    Upstream(#[from] UpstreamError),
+    /// An address cannot be listened on.
+    #[error("{address} cannot be listened on")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Metrics cannot be set up.
+    #[error("telemetry cannot be set up")]
+    Telemetry(#[from] TelemetryError),
+    /// It was asked to end before it had started.
+    #[error("asked to end while starting")]
+    Stopped,
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where the public listener is.
+    pub address: SocketAddr,
+    /// Where the admin listener is.
+    pub admin_address: SocketAddr,
+    task: JoinHandle<bool>,
+}
+
+impl Running {
+    /// Waits for the end after `stop` was cancelled. `true` when all work was finished in time.
+    pub async fn ended(self) -> bool {
+        self.task.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the gateway ended abnormally");
+            false
+        })
+    }
+}
+
+/// Starts a gateway for `domain`, which runs until `stop` is cancelled.
+pub async fn start(
+    config: GatewayConfig,
+    domain: Domain,
+    stop: CancellationToken,
+) -> Result<Running, StartError> {
+    match config.auth.mode {
+        AuthMode::None => tracing::warn!(
+            "auth.mode is none: everybody who reaches this listener may read and write everything"
+        ),
+    }
+    let carrier = TokenCarrier::new(config.key_ring()?, config.token.cookie, config.listen.scheme);
+    let metrics = Metrics::new("tidemark-gateway")?;
+    let readiness = Readiness::default();
+    readiness.set("database", Condition::NotReady("not looked at yet".to_owned()));
+    let domain = Arc::new(domain);
+    let pool = postgres::connect(&config.database, "tidemark-gateway")?;
+    let read_models = ReadModels::new(pool, Arc::clone(&domain), config.read.queries_max);
+    let nats = nats::connect(&config.nats, &format!("gateway {}", config.region)).await?;
+    let listener = bind(config.listen.address).await?;
+    let admin_listener = bind(config.admin.address).await?;
+    let (address, admin_address) = (local(&listener)?, local(&admin_listener)?);
+    let (role, log) = role(&config, &stop).await?;
+    let instruments = Instruments::new(&metrics.meter("tidemark-gateway"));
+    let gateway = Arc::new(Gateway::new(config, domain, carrier, read_models, instruments, role));
+    if let Role::Primary(store) = &gateway.role {
+        gateway.learn_history(store.epochs().await.map_err(OpenError::from)?);
+    }
+    tracing::info!(%address, region = %gateway.config.region, "public listener bound");
+    tracing::info!(address = %admin_address, "admin listener bound");
+    let parts = Parts { gateway, metrics, readiness, nats, log, listener, admin_listener };
+    let task = tokio::spawn(run(parts, stop));
+    Ok(Running { address, admin_address, task })
+}
+
+/// What only a primary has.
+struct Log {
+    committer: Committer,
+    relay_nats: Nats,
+    store: EventStore,
+}
+
+async fn role(
+    config: &GatewayConfig,
+    stop: &CancellationToken,
+) -> Result<(Role, Option<Log>), StartError> {
+    if let Some(primary) = &config.primary_region {
+        let upstream = Upstream::new(primary, &config.region, &config.regions.credential)?;
+        return Ok((Role::Region(Box::new(upstream)), None));
+    }
+    let database = config.log_database.as_ref();
+    let database = database.ok_or(StartError::Config("log_database is missing"))?;
+    let relay = config.relay.as_ref().ok_or(StartError::Config("relay is missing"))?;
+    let (store, committer) = open_log(config, database, stop).await?;
+    let user = process::nats::NatsConfig {
+        user: relay.user.clone(),
+        password: relay.password.clone(),
+        ..config.nats.clone()
+    };
+    let relay_nats = nats::connect(&user, &format!("relay {}", config.region)).await?;
+    let log = Log { committer, relay_nats, store: store.clone() };
+    Ok((Role::Primary(store), Some(log)))
+}
+
+/// Opens the log, patiently: a database that starts beside us may need a moment.
+async fn open_log(
+    config: &GatewayConfig,
+    database: &PostgresConfig,
+    stop: &CancellationToken,
+) -> Result<(EventStore, Committer), StartError> {
+    let timeouts = event_store::Timeouts::default();
+    let pool = postgres::connect_with(database, "tidemark-log", |it| timeouts.apply(it))?;
+    let deadline = Instant::now() + OPEN_TIMEOUT;
+    loop {
+        let mut store = StoreConfig::new(LogId::new(config.log.id));
+        store.payload_bytes_max = config.write.event_bytes_max;
+        store.append_events_max = config.write.events_max;
+        let opened = async {
+            event_store::migrate(&pool).await?;
+            Ok::<_, StartError>(EventStore::open(pool.clone(), store).await?)
+        };
+        let error = match opened.await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let may_help =
+            matches!(&error, StartError::Migrate(_) | StartError::Log(OpenError::Read(_)));
+        if !may_help || deadline < Instant::now() {
+            return Err(error);
+        }
+        tracing::warn!(error = %chain(&error), "the log is not open yet");
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(StartError::Stopped),
+            () = tokio::time::sleep(OPEN_RETRY) => {}
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| StartError::Listen { address, source })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+    listener.local_addr().map_err(|source| StartError::Listen { address: unknown, source })
+}
+
+struct Parts {
+    gateway: Arc<Gateway>,
+    metrics: Metrics,
+    readiness: Readiness,
+    nats: Nats,
+    log: Option<Log>,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+}
+
+/// Runs everything, and ends it in order: intake first, then what intake needed, the admin listener
+/// last.
+async fn run(parts: Parts, stop: CancellationToken) -> bool {
+    let Parts { gateway, metrics, readiness, nats, log, listener, admin_listener } = parts;
+    let background = CancellationToken::new();
+    let seen = Seen::default();
+    let admin = tokio::spawn(admin::serve(
+        admin_listener,
+        gateway.config.admin.credential.clone(),
+        admin_of(&gateway, &seen, metrics, &readiness),
+        background.clone(),
+    ));
+    let (relay, committer) = start_relay(&gateway, log, &readiness, &background);
+    let link = nats.link.clone();
+    let feeds = [
+        tokio::spawn(feed::listen(
+            Arc::clone(&gateway),
+            nats,
+            readiness.clone(),
+            background.clone(),
+        )),
+        tokio::spawn(feed::poll(
+            Arc::clone(&gateway),
+            seen.clone(),
+            readiness.clone(),
+            link,
+            background.clone(),
+        )),
+        tokio::spawn(feed::heartbeat(Arc::clone(&gateway), readiness.clone(), background.clone())),
+    ];
+    let draining = readiness.clone();
+    let asked = stop.clone();
+    let drain = tokio::spawn(async move {
+        asked.cancelled().await;
+        draining.set("draining", Condition::NotReady("shutting down".to_owned()));
+    });
+    let service = Service::new(Arc::clone(&gateway), seen);
+    let answer = move |request| {
+        let service = service.clone();
+        async move { service.answer(request).await }
+    };
+    let drained = server::serve(listener, gateway.config.listen.limits, answer, stop).await;
+    background.cancel();
+    let grace = gateway.config.listen.limits.grace;
+    let ended = finish(grace, relay, committer, feeds.into_iter().chain([drain, admin])).await;
+    tracing::info!(drained, ended, "gateway ended");
+    drained && ended
+}
+
+async fn finish(
+    grace: Period,
+    relay: Option<Relay>,
+    committer: Option<Committer>,
+    tasks: impl Iterator<Item = JoinHandle<()>>,
+) -> bool {
+    let ending = async {
+        if let Some(committer) = committer {
+            committer.stop().await;
+        }
+        if let Some(relay) = relay {
+            relay.stopped().await;
+        }
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task ended abnormally");
+            }
+        }
+    };
+    shutdown::within(grace.get(), "background tasks", ending).await.is_some()
+}
+
+fn start_relay(
+    gateway: &Arc<Gateway>,
+    log: Option<Log>,
+    readiness: &Readiness,
+    stop: &CancellationToken,
+) -> (Option<Relay>, Option<Committer>) {
+    let Some(Log { committer, relay_nats, store }) = log else { return (None, None) };
+    let mut config = RelayConfig::new(gateway.config.region.as_str());
+    if let Some(section) = &gateway.config.relay {
+        config.stream_replica_count = section.stream_replica_count;
+    }
+    let relay = Relay::spawn(store, relay_nats.client, config, stop.clone());
+    let (mut status, readiness, stop) = (relay.status(), readiness.clone(), stop.clone());
+    // Ends with the relay, which drops the other end of the channel.
+    tokio::spawn(async move {
+        loop {
+            readiness.set("relay", relay_condition(&status.borrow_and_update().state));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = status.changed() => if changed.is_err() { return },
+            }
+        }
+    });
+    (Some(relay), Some(committer))
+}
+
+/// Writes do not wait for NATS, so a relay in trouble does not take the gateway out.
+fn relay_condition(state: &RelayState) -> Condition {
+    match state {
+        RelayState::Standby | RelayState::Active => Condition::Ready,
+        RelayState::Failing(reason) => Condition::Degraded(format!("relay failing: {reason}")),
+        RelayState::Refused(reason) => Condition::Degraded(format!("relay refused: {reason}")),
+    }
+}
+
+fn admin_of(gateway: &Arc<Gateway>, seen: &Seen, metrics: Metrics, readiness: &Readiness) -> Admin {
+    let (gateway, seen) = (Arc::clone(gateway), seen.clone());
+    Admin {
+        readiness: readiness.clone(),
+        metrics,
+        status: Arc::new(move || overview::overview(&gateway, &seen)),
+        operations: None,
+    }
+}

@@ -1,0 +1,116 @@
+//! What an answer says about how it came to be.
+
+use std::{fmt, time::Duration};
+
+use consistency::{LogPosition, Name};
+
+/// The first word of `Consistency-Status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Current here at once.
+    Local,
+    /// Current here after a wait.
+    Waited,
+    /// Answered by the primary.
+    Forwarded,
+    /// Not answered: 202.
+    Pending,
+    /// From here, and older than was asked for.
+    Stale,
+    /// Read at the primary, as of the log's head on arrival.
+    Primary,
+}
+
+impl Outcome {
+    /// The word; also a metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Waited => "waited",
+            Self::Forwarded => "forwarded",
+            Self::Pending => "pending",
+            Self::Stale => "stale",
+            Self::Primary => "primary",
+        }
+    }
+}
+
+/// `Consistency-Status`, one item of RFC 9651 with parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// What happened.
+    pub outcome: Outcome,
+    /// How long it took until the answer was current, in milliseconds.
+    pub ms: u64,
+    /// The region whose data it is.
+    pub region: Name,
+    /// What the answer shows.
+    pub at: Option<LogPosition>,
+    /// Why it is stale.
+    pub reason: Option<&'static str>,
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.outcome.as_str())?;
+        if let Some(reason) = self.reason {
+            write!(f, ";reason={reason}")?;
+        }
+        write!(f, ";ms={};region={}", self.ms, self.region)?;
+        if let Some(at) = self.at {
+            write!(f, ";position={}", at.position)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a request's time went, as `Server-Timing` shows it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Waiting for the region to catch up.
+    pub wait: Duration,
+    /// Asking the database.
+    pub read: Duration,
+    /// Asking the primary.
+    pub forward: Duration,
+}
+
+impl Timing {
+    /// The header's value.
+    pub fn header(&self, total: Duration) -> String {
+        let parts = [("wait", self.wait), ("read", self.read), ("forward", self.forward)];
+        let mut text = String::new();
+        for (name, duration) in parts.iter().filter(|(_, duration)| !duration.is_zero()) {
+            text += &format!("{name};dur={:.1}, ", millis(*duration));
+        }
+        text + &format!("total;dur={:.1}", millis(total))
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consistency::{Epoch, Position};
+
+    #[test]
+    fn the_status_is_one_item_with_parameters() {
+        let said = Said {
+            outcome: Outcome::Stale,
+            ms: 38,
+            region: Name::new("eu-west").unwrap(),
+            at: Some(LogPosition::new(Epoch::FIRST, Position::new(12).unwrap())),
+            reason: Some("parked"),
+        };
+        assert_eq!(said.to_string(), "stale;reason=parked;ms=38;region=eu-west;position=12");
+    }
+
+    #[test]
+    fn timing_shows_what_took_time() {
+        let timing = Timing { wait: Duration::from_millis(38), ..Timing::default() };
+        assert_eq!(timing.header(Duration::from_millis(40)), "wait;dur=38.0, total;dur=40.0");
+    }
+}

@@ -1,0 +1,153 @@
+//! What the gateway measures. Names and labels, all of them, are here.
+
+use std::time::Duration;
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Gauge, Histogram, Meter},
+};
+
+use crate::status::Outcome;
+
+const SERVER_REQUEST_DURATION: &str = "http.server.request.duration";
+const READ_DECISIONS: &str = "tidemark.read.decisions";
+const WAIT_DURATION: &str = "tidemark.wait.duration";
+const SECOND_CHECK_FAILURES: &str = "tidemark.read.second_check_failures";
+const WAITERS: &str = "tidemark.waiters";
+const APPLIED_POSITION: &str = "tidemark.projection.applied_position";
+const LAG_EVENTS: &str = "tidemark.projection.lag_events";
+const LAG_SECONDS: &str = "tidemark.projection.lag";
+const PARKED: &str = "tidemark.projection.parked";
+const HEAD_POSITION: &str = "tidemark.log.head_position";
+const APPENDS: &str = "tidemark.append.commands";
+const FORWARD_DURATION: &str = "tidemark.forward.duration";
+
+const ROUTE: &str = "http.route";
+const METHOD: &str = "http.request.method";
+const STATUS_CODE: &str = "http.response.status_code";
+const DECISION: &str = "decision";
+const OUTCOME: &str = "outcome";
+const PROJECTION: &str = "projection";
+
+/// From a tenth of a millisecond to ten seconds.
+const SECONDS: [f64; 16] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0,
+    10.0,
+];
+
+/// The instruments.
+#[derive(Debug)]
+pub struct Instruments {
+    requests: Histogram<f64>,
+    decisions: Counter<u64>,
+    waits: Histogram<f64>,
+    second_check_failures: Counter<u64>,
+    waiters: Gauge<u64>,
+    applied: Gauge<u64>,
+    lag_events: Gauge<u64>,
+    lag_seconds: Gauge<f64>,
+    parked: Gauge<u64>,
+    head: Gauge<u64>,
+    appends: Counter<u64>,
+    forwards: Histogram<f64>,
+}
+
+/// How a forward ended, as a label.
+#[derive(Debug, Clone, Copy)]
+pub enum Forwarded {
+    /// With an answer.
+    Answered,
+    /// Without one.
+    Failed,
+}
+
+/// How far a projection has come.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// The smallest watermark's position.
+    pub applied: u64,
+    /// Events between it and the head.
+    pub lag_events: u64,
+    /// The same in time, as far as clocks tell.
+    pub lag: Duration,
+    /// Parked aggregates.
+    pub parked: u64,
+}
+
+impl Instruments {
+    /// Makes them.
+    pub fn new(meter: &Meter) -> Self {
+        let seconds = |name| {
+            meter.f64_histogram(name).with_unit("s").with_boundaries(SECONDS.to_vec()).build()
+        };
+        Self {
+            requests: seconds(SERVER_REQUEST_DURATION),
+            decisions: meter.u64_counter(READ_DECISIONS).build(),
+            waits: seconds(WAIT_DURATION),
+            second_check_failures: meter.u64_counter(SECOND_CHECK_FAILURES).build(),
+            waiters: meter.u64_gauge(WAITERS).build(),
+            applied: meter.u64_gauge(APPLIED_POSITION).build(),
+            lag_events: meter.u64_gauge(LAG_EVENTS).build(),
+            lag_seconds: meter.f64_gauge(LAG_SECONDS).with_unit("s").build(),
+            parked: meter.u64_gauge(PARKED).build(),
+            head: meter.u64_gauge(HEAD_POSITION).build(),
+            appends: meter.u64_counter(APPENDS).build(),
+            forwards: seconds(FORWARD_DURATION),
+        }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
+        let labels = [
+            KeyValue::new(ROUTE, route),
+            KeyValue::new(METHOD, method),
+            KeyValue::new(STATUS_CODE, i64::from(status)),
+        ];
+        self.requests.record(took.as_secs_f64(), &labels);
+    }
+
+    /// A read came to this.
+    pub fn decided(&self, outcome: Outcome) {
+        self.decisions.add(1, &[KeyValue::new(DECISION, outcome.as_str())]);
+    }
+
+    /// A read waited.
+    pub fn waited(&self, took: Duration, satisfied: bool) {
+        let outcome = if satisfied { "satisfied" } else { "timed-out" };
+        self.waits.record(took.as_secs_f64(), &[KeyValue::new(OUTCOME, outcome)]);
+    }
+
+    /// Memory said current and the database did not.
+    pub fn second_check_failed(&self) {
+        self.second_check_failures.add(1, &[]);
+    }
+
+    /// So many reads wait, and the log's head is known to be here.
+    pub fn standing(&self, waiters: usize, head: u64) {
+        self.waiters.record(waiters as u64, &[]);
+        self.head.record(head, &[]);
+    }
+
+    /// How far a projection has come.
+    pub fn progressed(&self, projection: &str, progress: Progress) {
+        let labels = [KeyValue::new(PROJECTION, projection.to_owned())];
+        self.applied.record(progress.applied, &labels);
+        self.lag_events.record(progress.lag_events, &labels);
+        self.lag_seconds.record(progress.lag.as_secs_f64(), &labels);
+        self.parked.record(progress.parked, &labels);
+    }
+
+    /// An append came to this.
+    pub fn appended(&self, outcome: &'static str) {
+        self.appends.add(1, &[KeyValue::new(OUTCOME, outcome)]);
+    }
+
+    /// A request was forwarded.
+    pub fn forwarded(&self, took: Duration, ended: Forwarded) {
+        let outcome = match ended {
+            Forwarded::Answered => "answered",
+            Forwarded::Failed => "failed",
+        };
+        self.forwards.record(took.as_secs_f64(), &[KeyValue::new(OUTCOME, outcome)]);
+    }
+}

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
 
 use crate::append::{Append, Appended, Expected};
-use crate::{AppendError, log};
+use crate::{AppendError, ReadError, log};
 
 /// Errors that the append function raises by itself; see its migration.
 const REFUSED: &str = "TM001";
@@ -23,7 +23,8 @@ pub(crate) async fn append_events(
 ) -> Result<Vec<Result<Appended, AppendError>>, sqlx::Error> {
     let commands = Commands::of(appends);
     let events = Events::of(appends);
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Row,
         r#"select is_appended as "is_appended!", at_epoch as "epoch!", at_version as "version!",
                   at_position as "position!", committed_at_micros as "committed_at_micros!"
            from append_events(
@@ -50,33 +51,30 @@ pub(crate) async fn append_events(
     )
     .fetch_all(connection)
     .await?;
-    let answer = |(row, append): (_, &Arc<Append>)| {
-        let row: Row = row;
-        let at = log::log_position(row.epoch, row.position).map_err(undecodable)?;
-        let version = Version::from_i64(row.version).unwrap_or_default();
-        let committed_at = CommittedAt::from_unix_micros(row.committed_at_micros);
-        Ok(if row.is_appended {
-            Ok(appended(append, at, version, committed_at))
-        } else {
-            Err(AppendError::Conflict { current: version, at })
-        })
-    };
-    let rows = rows.into_iter().map(|row| Row {
-        is_appended: row.is_appended,
-        epoch: row.epoch,
-        version: row.version,
-        position: row.position,
-        committed_at_micros: row.committed_at_micros,
-    });
-    rows.zip(appends).map(answer).collect()
+    let answers = rows.into_iter().zip(appends).map(|(row, append)| row.answer(append));
+    answers.collect::<Result<_, ReadError>>().map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
+/// What the append function answers to one command.
 struct Row {
     is_appended: bool,
     epoch: i32,
     version: i64,
     position: i64,
     committed_at_micros: i64,
+}
+
+impl Row {
+    fn answer(&self, append: &Append) -> Result<Result<Appended, AppendError>, ReadError> {
+        let at = log::log_position(self.epoch, self.position)?;
+        let version = log::version(self.position, self.version)?;
+        let committed_at = CommittedAt::from_unix_micros(self.committed_at_micros);
+        Ok(if self.is_appended {
+            Ok(appended(append, at, version, committed_at))
+        } else {
+            Err(AppendError::Conflict { current: version, at })
+        })
+    }
 }
 
 /// The commands of a batch, a column each.
@@ -166,10 +164,6 @@ pub(crate) fn appended(
     }
 }
 
-fn undecodable(error: crate::ReadError) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
-}
-
 fn database_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     error.as_database_error().and_then(|error| error.try_downcast_ref())
 }
@@ -188,7 +182,8 @@ pub(crate) fn blames_the_append(error: &sqlx::Error) -> bool {
     const DATA_EXCEPTION: &str = "22";
     const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
     database_error(error).is_some_and(|error| {
-        [DATA_EXCEPTION, INTEGRITY_CONSTRAINT_VIOLATION].contains(&&error.code()[..2])
+        let code = error.code();
+        code.starts_with(DATA_EXCEPTION) || code.starts_with(INTEGRITY_CONSTRAINT_VIOLATION)
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consistency::{CommittedAt, EventId, Version};
+use consistency::{CommittedAt, EventId};
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -201,7 +201,7 @@ impl Session {
         let mut found = HashMap::with_capacity(rows.len());
         for row in rows {
             let at = log::log_position(row.epoch, row.position)?;
-            let version = Version::from_i64(row.version).unwrap_or_default();
+            let version = log::version(row.position, row.version)?;
             let committed_at = CommittedAt::from_unix_micros(row.committed_at_micros);
             found.insert(EventId::new(row.event_id), (at, version, committed_at));
         }

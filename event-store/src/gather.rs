@@ -21,7 +21,7 @@ pub(crate) struct Queued {
     pub bytes: usize,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
     /// Its share of the queue's bytes, given back when it is answered.
-    pub _room: OwnedSemaphorePermit,
+    pub room: OwnedSemaphorePermit,
 }
 
 /// Takes what waits, up to the bounds, and has it committed.
@@ -60,9 +60,10 @@ impl Gatherer {
             if let Some(newest) = newest {
                 store::raise(&self.committed, newest);
             }
-            for (reply, answer) in replies.into_iter().zip(answers) {
+            for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
+                drop(room);
                 // A caller who has gone needs no answer.
-                let _ = reply.reply.send(answer);
+                let _ = reply.send(answer);
             }
         }
     }
@@ -101,7 +102,7 @@ impl Gatherer {
             if !queued.reply.is_closed() {
                 bytes += queued.bytes;
                 batch.push(Arc::new(queued.append));
-                replies.push(Reply { reply: queued.reply, _room: queued._room });
+                replies.push(Reply { reply: queued.reply, room: queued.room });
             }
             next = self.waiting.try_recv().ok();
         }
@@ -111,5 +112,5 @@ impl Gatherer {
 
 struct Reply {
     reply: oneshot::Sender<Result<Appended, AppendError>>,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }

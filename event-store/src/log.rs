@@ -249,7 +249,7 @@ pub(crate) fn log_position(epoch: i32, position: i64) -> Result<LogPosition, Rea
     Ok(LogPosition::new(epoch, position))
 }
 
-fn version(position: i64, version: i64) -> Result<Version, ReadError> {
+pub(crate) fn version(position: i64, version: i64) -> Result<Version, ReadError> {
     Version::from_i64(version).ok_or(corrupt(position, "version"))
 }
 

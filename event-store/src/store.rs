@@ -93,12 +93,12 @@ impl EventStore {
             .try_acquire_many_owned(bytes_wanted)
             .map_err(|_| AppendError::Overloaded)?;
         let (reply, answer) = oneshot::channel();
-        shared.queue.try_send(Queued { append, bytes, reply, _room: room }).map_err(|error| {
-            match error {
+        shared.queue.try_send(Queued { append, bytes, reply, room }).map_err(
+            |error| match error {
                 mpsc::error::TrySendError::Full(_) => AppendError::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => AppendError::Stopping,
-            }
-        })?;
+            },
+        )?;
         // The committer drops a reply only by dying in the middle.
         answer.await.unwrap_or(Err(AppendError::OutcomeUnknown))
     }

@@ -174,6 +174,37 @@ async fn an_append_at_fault_does_not_fail_those_gathered_with_it() {
 }
 
 #[tokio::test]
+async fn a_gathered_commit_keeps_its_bounds_and_the_order() {
+    let database = Database::start().await;
+    let config = StoreConfig {
+        append_events_max: 4,
+        gather_events_max: 4,
+        gather_commands_max: 3,
+        ..StoreConfig::new(LOG_ID)
+    };
+    let (store, _committer) = EventStore::open(pool(&database.url), config).await.unwrap();
+    let pool = database.pool();
+    let lock = hold_head(&pool).await;
+    let plug = store.append(append(&order("plug"), Expected::Any, 1));
+    let release = async {
+        until_blocked(&pool).await;
+        let waiting = [2, 2, 1, 1, 1, 1, 4]
+            .map(|event_count| store.append(append(&order("a"), Expected::Any, event_count)));
+        // All are in the queue before the lock is released: each is polled once, in order.
+        tokio::join!(join_all(waiting), async { lock.rollback().await.unwrap() }).0
+    };
+    let (plug, answers) = tokio::join!(plug, release);
+    plug.unwrap();
+    let appended: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+    let gathered = appended.chunk_by(|one, next| one.committed_at == next.committed_at);
+    let event_counts: Vec<Vec<usize>> =
+        gathered.map(|batch| batch.iter().map(|one| one.event_ids.len()).collect()).collect();
+    assert_eq!(event_counts, [vec![2, 2], vec![1, 1, 1], vec![1], vec![4]]);
+    let positions: Vec<u64> = appended.iter().map(|one| one.first_position.get()).collect();
+    assert_eq!(positions, [2, 4, 6, 7, 8, 9, 10]);
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_at_once_and_a_stopped_store_finishes_what_it_took() {
     let database = Database::start().await;
     let config = StoreConfig { queue_commands_max: 2, ..StoreConfig::new(LOG_ID) };

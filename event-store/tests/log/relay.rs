@@ -1,8 +1,10 @@
 //! The relay: the stream is the log, number for number, whatever happens on the way.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream::{self, stream};
 use async_nats::{Client, ConnectOptions};
 use compose::nats::{Server, User};
@@ -29,6 +31,7 @@ struct Region {
 /// A relay, with what ends it.
 struct Running {
     relay: Relay,
+    client: Client,
     shutdown: CancellationToken,
 }
 
@@ -52,8 +55,8 @@ impl Region {
     async fn relay_of(&self, store: &EventStore, config: RelayConfig) -> Running {
         let client = self.client(User::Relay).await;
         let shutdown = CancellationToken::new();
-        let relay = Relay::spawn(store.clone(), client, config, shutdown.clone());
-        Running { relay, shutdown }
+        let relay = Relay::spawn(store.clone(), client.clone(), config, shutdown.clone());
+        Running { relay, client, shutdown }
     }
 
     async fn operate(&self) -> jetstream::Context {
@@ -457,6 +460,12 @@ async fn a_stream_exchanged_for_one_as_long_is_noticed_on_reconnect() {
     }
     region.nats.stop().await.unwrap();
     region.nats.start_again().await.unwrap();
+    eventually("the relay is connected again", async || {
+        let connects = running.client.statistics().connects.load(Ordering::Relaxed);
+        let connected = running.client.connection_state() == State::Connected;
+        (connected && connects == 2).then_some(())
+    })
+    .await;
     fill(&region.store, 1).await;
     let reason = running.until_refused().await;
     assert!(reason.contains("at 3,"), "{reason}");

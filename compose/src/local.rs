@@ -125,14 +125,20 @@ impl Stack {
         let proxies = Proxies::start(plan.first_port.map_or(0, |first| first + 3)).await?;
         let names = REGIONS.map(|(name, _)| name);
         let (clusters, nats) = tokio::try_join!(
-            try_join_all((0..=REGIONS.len()).map(|_| Cluster::start(plan.postgres.clone()))),
+            try_join_all(region_names().map(|name| cluster(name, &plan.postgres))),
             Topology::start(&proxies, PRIMARY, &names, false),
         )?;
         let wiring = Wiring::lay(&plan, &proxies, folder.path()).await?;
         let mut regions = Vec::new();
         for ((name, gateway_port), cluster) in wiring.gateway_ports.iter().zip(clusters) {
             let server = nats.server(name).expect("the topology was started with these regions");
-            regions.push(wiring.region(name, *gateway_port, cluster, server).await?);
+            let region = wiring.region(name, *gateway_port, cluster, server)?;
+            if name == &PRIMARY {
+                // A mirror that is made before its origin is there looks for it again after 10 s only.
+                let stream = async || server.stream_count().await > 0;
+                region.gateway.wait_until("publishing", READY_DEADLINE, stream).await?;
+            }
+            regions.push(region);
         }
         let mut stack = Stack { regions, nats, proxies, folder };
         if let Err(error) = stack.wait_until_ready().await {
@@ -223,6 +229,21 @@ impl Stack {
     }
 }
 
+/// All regions, primary first.
+fn region_names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(PRIMARY).chain(REGIONS.map(|(name, _)| name))
+}
+
+/// A region's cluster with its databases.
+async fn cluster(region: &str, options: &postgres::Options) -> Result<Cluster, Error> {
+    let cluster = Cluster::start(options.clone()).await?;
+    cluster.create_database(REGION_DATABASE).await?;
+    if region == PRIMARY {
+        cluster.create_database(LOG_DATABASE).await?;
+    }
+    Ok(cluster)
+}
+
 /// What the services' configurations are made of.
 struct Wiring<'a> {
     plan: &'a Plan,
@@ -238,9 +259,8 @@ struct Wiring<'a> {
 impl<'a> Wiring<'a> {
     /// Chooses ports and secrets, opens the HTTP links and makes all links as slow as the distance.
     async fn lay(plan: &'a Plan, proxies: &Proxies, folder: &'a Path) -> Result<Self, Error> {
-        let names = std::iter::once(PRIMARY).chain(REGIONS.map(|(name, _)| name));
         let gateway_ports = (0..)
-            .zip(names)
+            .zip(region_names())
             .map(|(offset, name)| {
                 Ok((name, plan.first_port.map_or_else(ports::free, |first| Ok(first + offset))?))
             })
@@ -266,7 +286,7 @@ impl<'a> Wiring<'a> {
         Ok(Wiring { plan, folder, binaries, secrets, gateway_ports, primary_urls })
     }
 
-    async fn region(
+    fn region(
         &self,
         name: &str,
         gateway_port: u16,
@@ -275,16 +295,14 @@ impl<'a> Wiring<'a> {
     ) -> Result<Region, Error> {
         let folder = self.folder.join(name);
         std::fs::create_dir(&folder).map_err(Error::io(format!("create {}", folder.display())))?;
-        let database_url = postgres.create_database(REGION_DATABASE).await?;
-        let log_database_url = match name == PRIMARY {
-            true => Some(postgres.create_database(LOG_DATABASE).await?),
-            false => None,
-        };
+        let database_url = postgres.url(REGION_DATABASE);
         let user = |user: User| NatsUser::new(nats.url(), nats.credentials(user));
         let primary_url = self.primary_urls[name].clone();
-        let place = match log_database_url {
-            Some(log_database_url) => Place::Primary { log_database_url, relay: user(User::Relay) },
-            None => Place::Region { primary: PRIMARY.into(), primary_url: primary_url.clone() },
+        let place = if name == PRIMARY {
+            let log_database_url = postgres.url(LOG_DATABASE);
+            Place::Primary { log_database_url, relay: user(User::Relay) }
+        } else {
+            Place::Region { primary: PRIMARY.into(), primary_url: primary_url.clone() }
         };
         let [gateway_admin, projector_admin] = ports::free_many()?;
         let gateway = GatewaySettings {

@@ -66,6 +66,14 @@ impl Server {
         format!("http://127.0.0.1:{}", self.config.monitor_port)
     }
 
+    /// How many streams it has, as its monitoring tells; none when it does not answer.
+    pub async fn stream_count(&self) -> u64 {
+        let url = format!("{}/jsz", self.monitor_url());
+        let Ok(answer) = self.http.get(url).send().await else { return 0 };
+        let told = answer.json::<serde_json::Value>().await.unwrap_or_default();
+        told["streams"].as_u64().unwrap_or_default()
+    }
+
     /// The configuration it was started with.
     pub fn config(&self) -> &Config {
         &self.config

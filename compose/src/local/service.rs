@@ -69,14 +69,24 @@ impl Service {
         http: &reqwest::Client,
         deadline: Duration,
     ) -> Result<(), Error> {
+        let url = format!("{}/readyz", self.admin_url());
+        let ready =
+            async || http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success());
+        self.wait_until("ready", deadline, ready).await
+    }
+
+    /// Waits until a condition holds that it is to bring about. An error when it ends first or the deadline passes.
+    pub async fn wait_until(
+        &self,
+        awaited: &'static str,
+        deadline: Duration,
+        condition: impl AsyncFnMut() -> bool,
+    ) -> Result<(), Error> {
         let Some(child) = &self.child else {
             let name = self.program.name().to_owned();
             return Err(Error::State { name, state: "not running" });
         };
-        let url = format!("{}/readyz", self.admin_url());
-        let ready =
-            async || http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success());
-        child.wait_until("ready", deadline, ready).await
+        child.wait_until(awaited, deadline, condition).await
     }
 
     /// What is to be said when it has ended without being asked to.

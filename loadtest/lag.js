@@ -54,6 +54,8 @@ export const options = {
   summaryTrendStats: ['min', 'med', 'p(95)', 'p(99)', 'max', 'count'],
 };
 
+http.setResponseCallback(http.expectedStatuses(200, 201, 202, 404));
+
 // ---- A caller: one session that carries its token ------------------------------------------------
 
 function session() {
@@ -69,7 +71,7 @@ function headers(session, extra) {
 function keep(session, answer) {
   const token = answer.headers['Consistency-Token'];
   if (token) session.token = token;
-  else if (answer.status === 200 || answer.status === 201) tokens_missing.add(1);
+  else if ([200, 201, 404].includes(answer.status)) tokens_missing.add(1);
 }
 
 function problem(answer) {
@@ -117,10 +119,11 @@ function note(answer) {
 function read_order(session, region, id, policy) {
   const extra = policy ? { 'Consistency-Policy': policy } : {};
   const answer = http.get(`${regions[region]}/v1/views/order-detail/${id}`, headers(session, extra));
-  if (!expected(answer, [200, 202])) return;
+  // Not found says version 0: an answer like any other, and as stale as any other when it is known better.
+  if (!expected(answer, [200, 202, 404])) return;
   const labelled = note(answer);
-  if (answer.status !== 200) return;
-  const version = answer.json('version');
+  if (answer.status !== 200 && answer.status !== 404) return;
+  const version = answer.status === 404 ? 0 : answer.json('version');
   if (!labelled && version < (session.seen[id] || 0)) {
     stale_answers.add(1);
     console.error(`stale: ${region} shows ${id} at ${version}, this session knows ${session.seen[id]}`);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream;
 use consistency::{Epoch, stream_name};
@@ -14,6 +15,7 @@ use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
@@ -29,6 +31,8 @@ use crate::status::{self, Status};
 use crate::telemetry::Telemetry;
 
 const SERVICE: &str = "region-projector";
+/// A start goes on without NATS after so long.
+const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// A running projector.
 pub struct Projector {
@@ -125,6 +129,7 @@ impl Work {
     async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let Some(epoch) = stop.run_until_cancelled(self.prepare()).await else { return Ok(()) };
         let epoch = epoch?;
+        self.await_connection(&stop).await;
         let (stalled, stalled_seen) = watch::channel(false);
         let shared = self.shared(epoch, stalled_seen);
         let mut tasks = JoinSet::new();
@@ -166,6 +171,16 @@ impl Work {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Partitions announce where they begin, which is lost without a connection. Where there is none
+    /// for a while, gateways find out by themselves.
+    async fn await_connection(&self, stop: &CancellationToken) {
+        let mut link = self.nats.link.clone();
+        let connected = timeout(CONNECTION_WAIT_MAX, link.wait_for(|link| link.connected));
+        if let Some(Err(_)) = stop.run_until_cancelled(connected).await {
+            tracing::warn!("beginning without a connection to nats");
         }
     }
 

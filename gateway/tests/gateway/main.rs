@@ -1,0 +1,12 @@
+//! Gateways of two regions over real Postgres and NATS, with a projector that does what it is told.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
+
+mod bad_input;
+mod ends;
+mod lists;
+mod policies;
+mod projector;
+mod reads;
+mod tokens;
+mod world;
+mod writes;

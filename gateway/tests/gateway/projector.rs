@@ -1,0 +1,193 @@
+//! A projector that applies, announces, parks and lies when it is told to, and never on its own.
+
+use std::collections::{BTreeMap, HashMap};
+
+use compose::{
+    nats::{Server, User},
+    postgres::Cluster,
+};
+use consistency::{AggregateId, Announcement, Epoch, Event, Name, Position};
+use projection::{Changes, ProjectionDefinition, StoredState, ViewChanges, sql::ViewStatements};
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+
+pub struct Projector {
+    pub pool: PgPool,
+    definition: ProjectionDefinition,
+    region: &'static str,
+    nats: async_nats::Client,
+    states: HashMap<AggregateId, StoredState>,
+    applied: Position,
+}
+
+impl Projector {
+    /// Makes the tables in a database of the region's own; nothing is applied yet.
+    pub async fn start(region: &'static str, cluster: &Cluster, nats: &Server) -> Self {
+        let name = format!("tidemark_{}", region.replace('-', "_"));
+        let url = cluster.create_database(&name).await.unwrap();
+        let pool = PgPool::connect(&url).await.unwrap();
+        sqlx::migrate!("../migrations/region").run(&pool).await.unwrap();
+        let domain = orders::domain().unwrap();
+        let definition = domain.projection("orders", 1).unwrap().clone();
+        for statement in &definition.statements().create {
+            sqlx::query(AssertSqlSafe(statement.to_string())).execute(&pool).await.unwrap();
+        }
+        let (user, password) = nats.credentials(User::Operator);
+        let options = async_nats::ConnectOptions::with_user_and_password(user, password);
+        let nats = options.connect(nats.url()).await.unwrap();
+        let projector = Self {
+            pool,
+            definition,
+            region,
+            nats,
+            states: HashMap::new(),
+            applied: Position::ZERO,
+        };
+        projector.activate().await;
+        projector
+    }
+
+    async fn activate(&self) {
+        let count = i32::from(self.definition.partition_count().get());
+        sqlx::query("insert into projection_version values ('orders', 1, $1, true)")
+            .bind(count)
+            .execute(&self.pool)
+            .await
+            .unwrap();
+        sqlx::query(
+            "insert into checkpoint (projection, version, partition, epoch, position, event_id, fence)
+             select 'orders', 1, n, 1, 0, gen_random_uuid(), 0 from generate_series(0, $1 - 1) as n",
+        )
+        .bind(count)
+        .execute(&self.pool)
+        .await
+        .unwrap();
+    }
+
+    /// Commits the events up to `to`, and tells nobody.
+    pub async fn apply(&mut self, log: &[Event], to: Position) {
+        let mut batch: BTreeMap<&AggregateId, Vec<&Event>> = BTreeMap::new();
+        let fresh = log.iter().filter(|event| self.applied < event.at.position);
+        for event in fresh.filter(|event| event.at.position <= to) {
+            if self.definition.partition_of(&event.aggregate).is_some() {
+                batch.entry(&event.aggregate).or_default().push(event);
+            }
+        }
+        let mut applied = Vec::new();
+        for (aggregate, events) in batch {
+            let before = self.states.get(aggregate).cloned().unwrap_or(StoredState::NOTHING);
+            let document = self.definition.document().unwrap();
+            let change = document.apply(aggregate, before, &events);
+            assert!(change.stop.is_none(), "{:?}", change.stop);
+            self.states.insert(aggregate.clone(), change.after.clone());
+            applied.push(change);
+        }
+        let changes = Changes::gather(&self.definition, applied);
+        let mut transaction = self.pool.begin().await.unwrap();
+        self.write(&mut transaction, changes).await;
+        sqlx::query("update checkpoint set position = $1, committed_at = clock_timestamp()")
+            .bind(to.as_i64())
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        transaction.commit().await.unwrap();
+        self.applied = to;
+    }
+
+    async fn write(&self, transaction: &mut Transaction<'_, Postgres>, changes: Changes) {
+        let statements = self.definition.statements();
+        let states = changes.states;
+        sqlx::query(AssertSqlSafe(statements.write_states.to_string()))
+            .bind(states.aggregate_ids)
+            .bind(states.partitions)
+            .bind(states.previous_versions)
+            .bind(states.versions)
+            .bind(states.epochs)
+            .bind(states.positions)
+            .bind(states.created_positions)
+            .bind(states.states)
+            .execute(&mut **transaction)
+            .await
+            .unwrap();
+        for (view, statements) in changes.views.into_iter().zip(&statements.views) {
+            match (view, statements) {
+                (ViewChanges::Row(rows), ViewStatements::Row(statements)) => {
+                    sqlx::query(AssertSqlSafe(statements.upsert.to_string()))
+                        .bind(rows.aggregate_ids)
+                        .bind(rows.versions)
+                        .bind(rows.epochs)
+                        .bind(rows.positions)
+                        .bind(rows.data)
+                        .execute(&mut **transaction)
+                        .await
+                        .unwrap();
+                }
+                (ViewChanges::List(items), ViewStatements::List(statements)) => {
+                    sqlx::query(AssertSqlSafe(statements.delete.to_string()))
+                        .bind(items.deleted_keys)
+                        .bind(items.deleted_created_positions)
+                        .bind(items.deleted_ids)
+                        .execute(&mut **transaction)
+                        .await
+                        .unwrap();
+                    sqlx::query(AssertSqlSafe(statements.upsert.to_string()))
+                        .bind(items.list_keys)
+                        .bind(items.created_positions)
+                        .bind(items.aggregate_ids)
+                        .bind(items.data)
+                        .execute(&mut **transaction)
+                        .await
+                        .unwrap();
+                }
+                (view, _) => panic!("{view:?}"),
+            }
+        }
+    }
+
+    /// Says that every partition stands at `to`, whether or not it does.
+    pub async fn announce(&self, to: Position) {
+        for partition in 0..self.definition.partition_count().get() {
+            let said = Announcement {
+                region: self.region.to_owned(),
+                epoch: Epoch::FIRST,
+                projection: Name::new("orders").unwrap(),
+                version: 1,
+                partition,
+                from: Position::ZERO,
+                to,
+                stored: to,
+                head: to,
+                keys: None,
+            };
+            let subject = format!("tidemark.{}.currency", self.region);
+            let payload = serde_json::to_vec(&said).unwrap();
+            self.nats.publish(subject, payload.into()).await.unwrap();
+        }
+        self.nats.flush().await.unwrap();
+    }
+
+    /// Puts every checkpoint and every row back to where `at` was, as a database that lost commits.
+    pub async fn go_back_to_nothing(&mut self) {
+        for table in self.definition.statements().tables() {
+            let delete = format!("delete from \"{table}\"");
+            sqlx::query(AssertSqlSafe(delete)).execute(&self.pool).await.unwrap();
+        }
+        sqlx::query("update checkpoint set position = 0").execute(&self.pool).await.unwrap();
+        self.states.clear();
+        self.applied = Position::ZERO;
+    }
+
+    /// Parks an order at a position.
+    pub async fn park(&self, order_id: &str, at: Position) {
+        sqlx::query(
+            "insert into parked (projection, version, aggregate_type, aggregate_id, partition, epoch,
+                                 position, reason)
+             values ('orders', 1, 'order', $1, $2, 1, $3, 'decode')",
+        )
+        .bind(order_id)
+        .bind(i32::from(self.definition.partition_count().partition_of(order_id)))
+        .bind(at.as_i64())
+        .execute(&self.pool)
+        .await
+        .unwrap();
+    }
+}

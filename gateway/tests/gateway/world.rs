@@ -1,0 +1,312 @@
+//! Two regions: the primary and one that reads over there when it must.
+
+use std::{collections::HashMap, time::Duration};
+
+use compose::{
+    nats::{Server, User},
+    postgres::{Cluster, Options},
+};
+use consistency::{Epoch, EpochHistory, Event, KeyRing, Position, Token, TokenStatus};
+use gateway::{GatewayConfig, Running};
+use process::config::load_from;
+use reqwest::{Method, RequestBuilder, header::HeaderMap};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::projector::Projector;
+
+pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const CREDENTIAL: &str = "between regions only";
+pub const PRIMARY: &str = "us-east";
+pub const REGION: &str = "eu-west";
+
+pub struct World {
+    pub primary: Gateway,
+    pub region: Gateway,
+    pub primary_projector: Projector,
+    pub projector: Projector,
+    pub nats: Server,
+    pub postgres: Cluster,
+}
+
+/// A gateway that runs in this process.
+pub struct Gateway {
+    pub base: String,
+    pub admin: String,
+    pub config: GatewayConfig,
+    pub running: Running,
+    pub stop: CancellationToken,
+}
+
+/// An answer, taken apart.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+    pub text: String,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// `more` is added to the configuration of the region's gateway.
+    pub async fn with(more: &str) -> Self {
+        Box::pin(Self::begin(more)).await
+    }
+
+    async fn begin(more: &str) -> Self {
+        let (nats, postgres) =
+            tokio::join!(Server::start_single(), Cluster::start(Options::default()));
+        let (nats, postgres) = (nats.unwrap(), postgres.unwrap());
+        postgres.create_database("tidemark_log").await.unwrap();
+        let primary_projector = Projector::start(PRIMARY, &postgres, &nats).await;
+        let projector = Projector::start(REGION, &postgres, &nats).await;
+        let primary = Gateway::start(&primary_config(&postgres, &nats)).await;
+        let region = region_config(&postgres, &nats, &primary.base);
+        let region = Gateway::start(&format!("{more}\n{region}")).await;
+        let world = Self { primary, region, primary_projector, projector, nats, postgres };
+        world.primary.ready().await;
+        world.region.ready().await;
+        world
+    }
+
+    /// The whole log, as regions read it.
+    pub async fn log(&self) -> Vec<Event> {
+        #[derive(serde::Deserialize)]
+        struct Line {
+            headers: HashMap<String, String>,
+            data: String,
+        }
+        let url = format!("{}/internal/log?after=0&limit=5000", self.primary.base);
+        let request = reqwest::Client::new().get(url).header("tidemark-credential", CREDENTIAL);
+        let text = request.send().await.unwrap().error_for_status().unwrap().text().await.unwrap();
+        let event = |line| {
+            let line: Line = serde_json::from_str(line).unwrap();
+            let header = |name: &'static str| line.headers.get(name).map(String::as_str);
+            Event::from_message(header, line.data.clone().into_bytes()).unwrap()
+        };
+        text.lines().map(event).collect()
+    }
+
+    /// Applies the whole log in the region, and announces it. Answers the head.
+    pub async fn catch_up(&mut self) -> Position {
+        let log = self.log().await;
+        let head = log.last().map_or(Position::ZERO, |last| last.at.position);
+        self.projector.apply(&log, head).await;
+        self.projector.announce(head).await;
+        head
+    }
+
+    /// Applies the whole log in the region, and tells nobody.
+    pub async fn catch_up_silently(&mut self) -> Position {
+        let log = self.log().await;
+        let head = log.last().map_or(Position::ZERO, |last| last.at.position);
+        self.projector.apply(&log, head).await;
+        head
+    }
+
+    /// The same at the primary.
+    pub async fn catch_up_primary(&mut self) {
+        let log = self.log().await;
+        let head = log.last().map_or(Position::ZERO, |last| last.at.position);
+        self.primary_projector.apply(&log, head).await;
+        self.primary_projector.announce(head).await;
+    }
+
+    /// A product and a customer for orders to name.
+    pub async fn stock(&self) {
+        for (command, body) in [
+            ("CreateProduct", json!({"product_id": "p-1", "name": "Lamp", "price_cents": 2500})),
+            ("RegisterCustomer", json!({"customer_id": "c-1", "name": "Ada"})),
+        ] {
+            let done = self.primary.command(command, body).await;
+            assert_eq!(done.status, 201, "{done:?}");
+        }
+    }
+
+    /// Places an order at the primary.
+    pub async fn place(&self, order_id: &str) -> Reply {
+        let placed = self.primary.command("PlaceOrder", order(order_id)).await;
+        assert_eq!(placed.status, 201, "{placed:?}");
+        placed
+    }
+}
+
+pub fn order(order_id: &str) -> Value {
+    let items = json!([{"product_id": "p-1", "quantity": 1}]);
+    json!({"order_id": order_id, "customer_id": "c-1", "items": items})
+}
+
+impl Gateway {
+    pub async fn start(toml: &str) -> Self {
+        let config: GatewayConfig = load_from(toml.parse().expect(toml), "GATEWAY", []).unwrap();
+        let stop = CancellationToken::new();
+        let domain = orders::domain().unwrap();
+        let running = gateway::start(config.clone(), domain, stop.clone()).await.unwrap();
+        let base = format!("http://{}", running.address);
+        let admin = format!("http://{}", running.admin_address);
+        Self { base, admin, config, running, stop }
+    }
+
+    pub async fn ready(&self) {
+        eventually("the gateway is ready", async || {
+            let url = format!("{}/readyz", self.admin);
+            reqwest::get(url).await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        reqwest::Client::new().request(method, format!("{}{path}", self.base)).timeout(DEADLINE)
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        Reply::of(self.request(Method::GET, path)).await
+    }
+
+    /// Reads with a token and a chain.
+    pub async fn read(&self, path: &str, token: &str, policy: &str) -> Reply {
+        let mut request = self.request(Method::GET, path);
+        if !token.is_empty() {
+            request = request.header("consistency-token", token);
+        }
+        if !policy.is_empty() {
+            request = request.header("consistency-policy", policy);
+        }
+        Reply::of(request).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        Reply::of(self.request(Method::POST, path).json(&body)).await
+    }
+
+    pub async fn command(&self, name: &str, body: Value) -> Reply {
+        self.post(&format!("/v1/commands/{name}"), body).await
+    }
+
+    /// How many reads wait.
+    pub async fn waiter_count(&self) -> u64 {
+        let status = reqwest::get(format!("{}/status", self.admin)).await.unwrap();
+        status.json::<Value>().await.unwrap()["waiters"].as_u64().unwrap()
+    }
+
+    pub async fn waiters(&self, count: u64) {
+        eventually("so many reads wait", async || self.waiter_count().await == count).await;
+    }
+
+    pub fn ring(&self) -> KeyRing {
+        self.config.key_ring().unwrap()
+    }
+
+    /// What a sealed token says.
+    pub fn open(&self, sealed: &str) -> Token {
+        match self.ring().open(sealed, &EpochHistory::first()) {
+            TokenStatus::Valid(token) => token,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A token of a reader of `position`.
+    pub fn token_at(&self, at: u64) -> String {
+        self.ring().seal(&Token::new(Epoch::FIRST).with_read(position(at)))
+    }
+
+    pub async fn end(self) -> bool {
+        self.stop.cancel();
+        timeout(DEADLINE, self.running.ended()).await.unwrap()
+    }
+}
+
+impl Reply {
+    pub async fn of(request: RequestBuilder) -> Self {
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Self { status, headers, body, text }
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn token(&self) -> String {
+        self.header("consistency-token").to_owned()
+    }
+
+    /// The first word of `Consistency-Status`.
+    pub fn word(&self) -> &str {
+        self.header("consistency-status").split(';').next().unwrap()
+    }
+
+    /// The last part of a problem's type.
+    pub fn problem(&self) -> &str {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        self.body["type"].as_str().unwrap().trim_start_matches("/problems/")
+    }
+
+    /// Status and first word, or status and problem.
+    pub fn came_to(&self) -> (u16, &str) {
+        if self.word().is_empty() {
+            (self.status, self.problem())
+        } else {
+            (self.status, self.word())
+        }
+    }
+}
+
+pub fn position(value: u64) -> Position {
+    Position::new(value).unwrap()
+}
+
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "in {DEADLINE:?} it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn shared(region: &str, postgres: &Cluster, nats: &Server) -> String {
+    let database = postgres.url(&format!("tidemark_{}", region.replace('-', "_")));
+    let (user, password) = nats.credentials(User::Operator);
+    let nats = nats.url();
+    format!(
+        r#"
+        region = "{region}"
+        listen = {{ address = "127.0.0.1:0", scheme = "http" }}
+        admin.address = "127.0.0.1:0"
+        log.id = "00000000-0000-0000-0000-000000000007"
+        database.url = "{database}"
+        nats = {{ url = "{nats}", user = "{user}", password = "{password}" }}
+        regions.credential = "{CREDENTIAL}"
+        auth.mode = "none"
+        [token]
+        signing_key = 1
+        cookie = true
+        keys = [{{ id = 1, secret = "0123456789abcdef0123456789abcdef" }}]
+        "#
+    )
+}
+
+pub fn primary_config(postgres: &Cluster, nats: &Server) -> String {
+    let shared = shared(PRIMARY, postgres, nats);
+    let log = postgres.url("tidemark_log");
+    let (user, password) = nats.credentials(User::Relay);
+    format!(
+        r#"
+        primary = true
+        log_database.url = "{log}"
+        relay = {{ user = "{user}", password = "{password}" }}
+        {shared}"#
+    )
+}
+
+pub fn region_config(postgres: &Cluster, nats: &Server, primary: &str) -> String {
+    let shared = shared(REGION, postgres, nats);
+    format!("primary_region = {{ name = \"{PRIMARY}\", url = \"{primary}\" }}\n{shared}")
+}

@@ -186,6 +186,7 @@ impl Stack {
         let Topology { primary, regions } = &mut self.nats;
         results.extend(join_all(regions.iter_mut().map(nats::Server::stop)).await);
         results.push(primary.stop().await);
+        self.proxies.stop().await;
         let clusters = self.regions.iter_mut().map(|region| region.postgres.stop());
         results.extend(join_all(clusters).await);
         let trouble = results.into_iter().find_map(Result::err);

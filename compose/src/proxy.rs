@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +25,9 @@ pub use toxic::{Stream, Toxic, ToxicKind};
 
 use link::Weather;
 
+/// Before a listener that cannot take connections, for want of file descriptors say, tries again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 /// The proxies of a topology and their HTTP API. All end when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Proxies {
@@ -35,6 +39,8 @@ struct Inner {
     address: SocketAddr,
     by_name: Mutex<BTreeMap<String, Arc<Proxy>>>,
     stop: CancellationToken,
+    /// The API's listener and connections.
+    tasks: TaskTracker,
 }
 
 impl Drop for Inner {
@@ -78,9 +84,12 @@ impl Proxies {
         let address = listener.local_addr().map_err(Error::io("read the API's address"))?;
         let stop = CancellationToken::new();
         let by_name = Mutex::new(BTreeMap::new());
-        let proxies = Proxies { inner: Arc::new(Inner { address, by_name, stop: stop.clone() }) };
+        let tasks = TaskTracker::new();
+        let inner = Inner { address, by_name, stop: stop.clone(), tasks: tasks.clone() };
+        let proxies = Proxies { inner: Arc::new(inner) };
         // The API must not keep its own proxies alive.
-        tokio::spawn(api::serve(listener, Arc::downgrade(&proxies.inner), stop));
+        let api = api::Api { proxies: Arc::downgrade(&proxies.inner), stop, tasks: tasks.clone() };
+        tasks.spawn(api.serve(listener));
         Ok(proxies)
     }
 
@@ -152,6 +161,17 @@ impl Proxies {
             proxy.enable(&proxy.listen()).await?;
         }
         Ok(())
+    }
+
+    /// Cuts every link and closes the API. Returns when nothing listens any more.
+    pub async fn stop(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        for proxy in all.into_values() {
+            proxy.disable().await;
+        }
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
     }
 
     async fn delete(&self, name: &str) -> Result<(), ProxyError> {

@@ -151,6 +151,17 @@ async fn a_dropped_topology_of_proxies_listens_no_longer() {
     timeout(PATIENCE, silent).await.unwrap();
 }
 
+#[tokio::test]
+async fn stopped_proxies_listen_no_longer_when_the_stop_returns() {
+    let (proxies, listen) = link().await;
+    let mut stream = TcpStream::connect(&listen).await.unwrap();
+    assert!(echoes(&mut stream, b"before").await);
+    proxies.stop().await;
+    assert!(!echoes(&mut stream, b"after").await);
+    assert!(TcpStream::connect(&listen).await.is_err());
+    assert!(reqwest::get(proxies.url()).await.is_err());
+}
+
 /// What a script for Toxiproxy sends.
 #[tokio::test]
 async fn orders_by_http_do_what_toxiproxy_would() {

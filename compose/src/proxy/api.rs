@@ -14,44 +14,60 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::{Inner, Proxies, Proxy, ProxyError, Toxic};
+use super::{ACCEPT_PAUSE, Inner, Proxies, Proxy, ProxyError, Toxic};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Answers until the proxies are dropped.
-pub(super) async fn serve(listener: TcpListener, proxies: Weak<Inner>, stop: CancellationToken) {
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            // Without proxies there is nothing to answer for.
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        if let Ok((stream, _)) = accepted {
-            tokio::spawn(connection(stream, proxies.clone(), stop.clone()));
-        }
-    }
+/// What each connection of the API needs.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) proxies: Weak<Inner>,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
 }
 
-async fn connection(stream: TcpStream, proxies: Weak<Inner>, stop: CancellationToken) {
-    let service = service_fn(move |request| {
-        let proxies = proxies.upgrade().map(|inner| Proxies { inner });
-        async move {
-            let answer = match proxies {
-                Some(proxies) => answer(&proxies, request).await,
-                None => Err(Refusal::Proxy(ProxyError::NoSuchProxy)),
+impl Api {
+    /// Answers until the proxies are stopped or dropped.
+    pub(super) async fn serve(self, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                // Without proxies there is nothing to answer for.
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
             };
-            Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
+            match accepted {
+                Ok((stream, _)) => drop(self.tasks.spawn(self.clone().connection(stream))),
+                Err(error) => {
+                    tracing::warn!(error = %error, "could not take a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
-    });
-    let server = auto::Builder::new(TokioExecutor::new());
-    let connection = server.serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        // A client that goes away in the middle of an order has nothing more to be told.
-        _ = connection => {}
+    }
+
+    async fn connection(self, stream: TcpStream) {
+        let proxies = self.proxies;
+        let service = service_fn(move |request| {
+            let proxies = proxies.upgrade().map(|inner| Proxies { inner });
+            async move {
+                let answer = match proxies {
+                    Some(proxies) => answer(&proxies, request).await,
+                    None => Err(Refusal::Proxy(ProxyError::NoSuchProxy)),
+                };
+                Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
+            }
+        });
+        let server = auto::Builder::new(TokioExecutor::new());
+        let connection = server.serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            // A client that goes away in the middle of an order has nothing more to be told.
+            _ = connection => {}
+        }
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Counters;
 use super::toxic::{Stream, Toxic, ToxicKind};
+use super::{ACCEPT_PAUSE, Counters};
 
 const CHUNK_BYTES: usize = 32 * 1024;
 /// In flight in one direction of one connection: 200 ms at 40 MB/s.
@@ -103,7 +103,7 @@ impl Line {
                 }
                 Err(error) => {
                     tracing::warn!(error = %error, "could not take a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

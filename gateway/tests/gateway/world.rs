@@ -204,10 +204,9 @@ impl Gateway {
 
     /// What a sealed token says.
     pub fn open(&self, sealed: &str) -> Token {
-        match self.ring().open(sealed, &EpochHistory::first()) {
-            TokenStatus::Valid(token) => token,
-            other => panic!("{other:?}"),
-        }
+        let status = self.ring().open(sealed, &EpochHistory::first());
+        let TokenStatus::Valid(token) = status else { panic!("{sealed:?} is {status:?}") };
+        token
     }
 
     /// A token of a reader of `position`.

@@ -28,12 +28,15 @@ pub fn overview(gateway: &Gateway, seen: &Seen) -> Value {
         .map(|name| {
             let standing = gateway.currency.standing(name, Partitions::All);
             let progress = seen.progress(name.as_str());
+            let lag_events = standing.watermark.map(|at| lag_events(head, at));
+            // Seconds are looked at now and then; that nothing is missing is known at once.
+            let lag_ms = if lag_events == Some(0) { Some(0) } else { progress.lag_ms };
             json!({
                 "name": name,
                 "version": standing.version,
                 "applied": standing.watermark.map(|at| at.position),
-                "lag_events": standing.watermark.map(|at| lag_events(head, at)),
-                "lag_ms": progress.lag_ms,
+                "lag_events": lag_events,
+                "lag_ms": lag_ms,
                 "parked": progress.parked_count,
             })
         })

@@ -6,6 +6,7 @@
 pub mod demo;
 pub mod docker;
 pub mod error;
+mod folder;
 pub mod local;
 pub mod nats;
 pub mod ports;

@@ -6,8 +6,7 @@ mod topology;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tempfile::TempDir;
-
+use crate::folder::Folder;
 use crate::process::{Child, Program, Signal};
 use crate::{Error, ports, tools};
 
@@ -22,7 +21,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Server {
     // Before the folder, so that the server is gone when the folder is removed.
     process: Option<Child>,
-    folder: TempDir,
+    folder: Folder,
     config: Config,
     http: reqwest::Client,
 }
@@ -39,10 +38,7 @@ impl Server {
 
     /// Starts a server; `config.store` is set to a folder of its own.
     pub async fn start(mut config: Config) -> Result<Self, Error> {
-        let folder = tempfile::Builder::new()
-            .prefix("tidemark-nats-")
-            .tempdir()
-            .map_err(Error::io("create a temporary folder"))?;
+        let folder = Folder::create("nats")?;
         config.store = folder.path().join("store");
         let mut server = Server { process: None, folder, config, http: reqwest::Client::new() };
         server.start_again().await?;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
-use tempfile::TempDir;
 use tokio::time::Instant;
 
+use crate::folder::Folder;
 use crate::process::{Child, POLL, Program, Signal, run};
 use crate::{Error, ports, tools};
 
@@ -34,7 +34,7 @@ pub struct Options {
 pub struct Cluster {
     // Before the folder, so that the server is gone when the folder is removed.
     server: Option<Child>,
-    folder: TempDir,
+    folder: Folder,
     account: Option<Account>,
     bin: PathBuf,
     port: u16,
@@ -44,7 +44,7 @@ pub struct Cluster {
 /// An older state of a cluster's data, kept aside to be put back.
 #[derive(Debug)]
 pub struct DataCopy {
-    folder: TempDir,
+    folder: Folder,
 }
 
 impl Cluster {
@@ -244,11 +244,8 @@ fn as_account(program: Program, account: Option<Account>) -> Program {
 }
 
 /// A temporary folder the server may use: its own account cannot read what only root may.
-fn server_folder(account: Option<Account>) -> Result<TempDir, Error> {
-    let folder = tempfile::Builder::new()
-        .prefix("tidemark-postgres-")
-        .tempdir()
-        .map_err(Error::io("create a temporary folder"))?;
+fn server_folder(account: Option<Account>) -> Result<Folder, Error> {
+    let folder = Folder::create("postgres")?;
     if let Some(Account { user_id, group_id }) = account {
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))
             .and_then(|()| chown(folder.path(), Some(user_id), Some(group_id)))

@@ -110,7 +110,7 @@ impl Default for ApplyConfig {
             idle_store_interval: Period::from_secs(1),
             verify_interval: Period::from_secs(1),
             retry_pause_min: Period::from_millis(50),
-            retry_pause_max: Period::from_secs(5),
+            retry_pause_max: Period::from_secs(1),
             announced_keys_max: 1000,
         }
     }

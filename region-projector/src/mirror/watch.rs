@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use consistency::{Epoch, Position};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{Care, Mirror, MirrorError, Observation, care, info};
@@ -54,18 +54,26 @@ pub struct StreamWatch {
 impl StreamWatch {
     /// Looks until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut ticks = interval(self.every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = None;
         let mut nudged_at = None;
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        loop {
             let looked = stop.run_until_cancelled(self.look(&mut before, &mut nudged_at)).await;
             match looked {
                 Some(Ok(())) => self.health.well(Part::Stream, WHO),
                 Some(Err(error)) => self.health.unwell(Part::Stream, WHO, chain_of(&error)),
                 None => return,
             }
+            if stop.run_until_cancelled(sleep(self.pause(before.as_ref()))).await.is_none() {
+                return;
+            }
         }
+    }
+
+    /// An origin that does not answer is asked more often: every look that is missed after the link
+    /// has healed is time that readers wait.
+    fn pause(&self, before: Option<&Observation>) -> Duration {
+        let unanswered = before.is_some_and(|seen| seen.origin.is_none());
+        if unanswered { self.every / 4 } else { self.every }
     }
 
     async fn look(

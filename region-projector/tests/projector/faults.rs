@@ -75,6 +75,32 @@ async fn a_killed_database_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_killed_nats_server_is_waited_for() {
+    let mut world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("a", 1).await).await;
+    world.nats.kill().await.unwrap();
+    eventually("the missing stream is reported", async || {
+        let conditions = projector.readiness().report(None).conditions;
+        matches!(conditions.get("stream"), Some(Condition::Degraded(_)))
+    })
+    .await;
+    assert!(projector.readiness().is_ready(), "what is stored can still be read");
+    world.nats.start_again().await.unwrap();
+    eventually("the test is connected again", async || {
+        world.jetstream.get_stream(crate::world::STREAM).await.is_ok()
+    })
+    .await;
+    world.stored(world.add("a", 1).await).await;
+    assert_eq!(world.tally("a").await, Some((2, 2)));
+    eventually("nothing is reported any more", async || {
+        !projector.readiness().report(None).degraded
+    })
+    .await;
+    stop(projector).await;
+}
+
+#[tokio::test]
 async fn a_commit_whose_reply_is_lost_is_not_repeated() {
     let world = World::start().await;
     let projector = world.projector(domain()).await;

@@ -138,8 +138,11 @@ async fn head_for(store: &EventStore, call: &Call) -> Result<LogPosition, Error>
     let head = store.head().await.map_err(unread)?.at;
     let demand = LogPosition::new(call.token.epoch(), call.token.largest_position());
     if head < demand {
-        let lag =
-            crate::error::Lag { demand: Some(demand), applied: Some(head), estimate_ms: None };
+        let lag = crate::error::Lag {
+            demand: Some(demand),
+            applied: Some(head),
+            ..crate::error::Lag::default()
+        };
         return Err(Error::ReplicationPending(lag));
     }
     Ok(head)

@@ -107,6 +107,8 @@ pub struct Lag {
     pub demand: Option<LogPosition>,
     /// The smallest watermark of what matters.
     pub applied: Option<LogPosition>,
+    /// How far the read models are behind, as far as clocks tell.
+    pub lag_ms: Option<u64>,
     /// When it is expected, in milliseconds.
     pub estimate_ms: Option<u32>,
 }

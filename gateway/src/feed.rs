@@ -32,9 +32,9 @@ const PRIMARY: &str = "primary";
 const NATS: &str = "nats";
 
 /// What the last look at the database showed beyond positions.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Seen {
-    progress: Arc<Mutex<BTreeMap<String, Progress>>>,
+    progress: Mutex<BTreeMap<String, Progress>>,
 }
 
 /// Of one projection.
@@ -123,7 +123,6 @@ fn hear(gateway: &Gateway, payload: &[u8]) {
 /// are silent.
 pub async fn poll(
     gateway: Arc<Gateway>,
-    seen: Seen,
     readiness: Readiness,
     link: watch::Receiver<process::nats::Link>,
     stop: CancellationToken,
@@ -147,7 +146,7 @@ pub async fn poll(
         if now < due && !reconnected && !gateway.currency.wants_poll(silence_max, now) {
             continue;
         }
-        match refresh(&gateway, &seen, &readiness).await {
+        match refresh(&gateway, &readiness).await {
             Ok(()) => due = Instant::now() + bounds.refresh_interval.get(),
             Err(error) => {
                 let reason = format!("the read models cannot be read: {error}");
@@ -158,11 +157,7 @@ pub async fn poll(
 }
 
 /// One look at all checkpoints.
-pub async fn refresh(
-    gateway: &Gateway,
-    seen: &Seen,
-    readiness: &Readiness,
-) -> Result<(), QueryError> {
+pub async fn refresh(gateway: &Gateway, readiness: &Readiness) -> Result<(), QueryError> {
     let names: Vec<Name> = gateway.currency.projections().cloned().collect();
     let moments: BTreeMap<&Name, u64> =
         names.iter().map(|name| (name, gateway.currency.moment(name))).collect();
@@ -177,7 +172,7 @@ pub async fn refresh(
         match of.first() {
             Some(first) if gateway.domain.projection(name.as_str(), first.version).is_some() => {
                 observe(gateway, name, moments[name], &of);
-                measure(gateway, seen, name, &of);
+                measure(gateway, name, &of);
             }
             Some(first) => absent.push(format!("{name} v{} is not in this binary", first.version)),
             None => absent.push(format!("{name} has no active version yet")),
@@ -187,7 +182,7 @@ pub async fn refresh(
         DATABASE,
         if absent.is_empty() { Condition::Ready } else { Condition::NotReady(absent.join(", ")) },
     );
-    report_lag(gateway, seen, readiness, &names);
+    report_lag(gateway, readiness, &names);
     Ok(())
 }
 
@@ -202,7 +197,7 @@ fn observe(gateway: &Gateway, name: &Name, moment: u64, stored: &[&StoredCheckpo
     gateway.currency.observed(name, &seen, Instant::now());
 }
 
-fn measure(gateway: &Gateway, seen: &Seen, name: &Name, stored: &[&StoredCheckpoint]) {
+fn measure(gateway: &Gateway, name: &Name, stored: &[&StoredCheckpoint]) {
     let head = gateway.head();
     let standing = gateway.currency.standing(name, Partitions::All);
     let behind = standing.watermark.map(|at| lag_events(head, at));
@@ -211,7 +206,7 @@ fn measure(gateway: &Gateway, seen: &Seen, name: &Name, stored: &[&StoredCheckpo
     let lag_ms = if behind == Some(0) { Some(0) } else { age };
     let parked_count = stored.first().and_then(|stored| u64::try_from(stored.parked_count).ok());
     let parked_count = parked_count.unwrap_or(0);
-    seen.set(name.as_str(), Progress { lag_ms, parked_count });
+    gateway.seen.set(name.as_str(), Progress { lag_ms, parked_count });
     let progress = telemetry::Progress {
         applied: standing.watermark.map_or(0, |at| at.position.get()),
         lag_events: behind.unwrap_or(0),
@@ -222,8 +217,8 @@ fn measure(gateway: &Gateway, seen: &Seen, name: &Name, stored: &[&StoredCheckpo
     gateway.instruments.standing(gateway.currency.waiter_count(), head.position.get());
 }
 
-fn report_lag(gateway: &Gateway, seen: &Seen, readiness: &Readiness, names: &[Name]) {
-    let lags = names.iter().map(|name| seen.progress(name.as_str()).lag_ms);
+fn report_lag(gateway: &Gateway, readiness: &Readiness, names: &[Name]) {
+    let lags = names.iter().map(|name| gateway.seen.progress(name.as_str()).lag_ms);
     let lag_ms = lags.collect::<Option<Vec<_>>>().and_then(|lags| lags.into_iter().max());
     readiness.set_lag_ms(lag_ms);
     let bound_ms = u64::from(gateway.config.read.degraded_lag.millis());

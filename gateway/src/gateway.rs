@@ -11,8 +11,8 @@ use projection::Domain;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    config::GatewayConfig, currency::Currency, read_models::ReadModels, telemetry::Instruments,
-    token_carrier::TokenCarrier, upstream::Upstream,
+    config::GatewayConfig, currency::Currency, feed::Seen, read_models::ReadModels,
+    telemetry::Instruments, token_carrier::TokenCarrier, upstream::Upstream,
 };
 
 /// One gateway.
@@ -28,6 +28,8 @@ pub struct Gateway {
     pub currency: Currency,
     /// The rows.
     pub read_models: ReadModels,
+    /// What the last look at the database showed.
+    pub seen: Seen,
     /// What it measures.
     pub instruments: Instruments,
     /// The log, or the way to it.
@@ -73,6 +75,7 @@ impl Gateway {
             carrier,
             currency,
             read_models,
+            seen: Seen::default(),
             instruments,
             role,
             requests,

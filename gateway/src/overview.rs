@@ -8,26 +8,25 @@ use crate::{
     answer::Answer,
     currency::Partitions,
     error::Error,
-    feed::Seen,
     gateway::{Gateway, Role},
     request::Call,
 };
 
 /// Answers with what this process knows; asks nobody.
-pub fn answer(gateway: &Gateway, seen: &Seen, call: &Call) -> Result<Answer, Error> {
+pub fn answer(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
     call.only_parameters(&[])?;
-    Ok(Answer::json(StatusCode::OK, &overview(gateway, seen)))
+    Ok(Answer::json(StatusCode::OK, &overview(gateway)))
 }
 
 /// Positions, lag and parked aggregates of every projection.
-pub fn overview(gateway: &Gateway, seen: &Seen) -> Value {
+pub fn overview(gateway: &Gateway) -> Value {
     let head = gateway.head();
     let projections: Vec<Value> = gateway
         .currency
         .projections()
         .map(|name| {
             let standing = gateway.currency.standing(name, Partitions::All);
-            let progress = seen.progress(name.as_str());
+            let progress = gateway.seen.progress(name.as_str());
             let lag_events = standing.watermark.map(|at| lag_events(head, at));
             // Seconds are looked at now and then; that nothing is missing is known at once.
             let lag_ms = if lag_events == Some(0) { Some(0) } else { progress.lag_ms };

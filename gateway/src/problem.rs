@@ -124,7 +124,8 @@ pub fn lag_members(lag: &Lag, region: &Name) -> Map<String, Value> {
         ("applied", lag.applied.map(|at| json!(at.position))),
         ("epoch", lag.demand.map(|at| json!(at.epoch))),
         ("lag_events", lag.events().map(|events| json!(events))),
-        ("lag_ms", lag.estimate_ms.map(|ms| json!(ms))),
+        ("lag_ms", lag.lag_ms.map(|ms| json!(ms))),
+        ("estimate_ms", lag.estimate_ms.map(|ms| json!(ms))),
         ("retry_after_ms", Some(json!(lag.retry_after_ms()))),
         ("region", Some(json!(region))),
     ];

@@ -135,6 +135,7 @@ impl Read<'_> {
     /// Reads the rows and judges them by their own snapshot.
     async fn look(&mut self) -> Facts {
         let began = Instant::now();
+        let believed = self.believes_current();
         let (currency, target) = (&self.gateway.currency, &self.target);
         let moment = || currency.moment(&target.projection);
         let models = &self.gateway.read_models;
@@ -149,7 +150,7 @@ impl Read<'_> {
                 }
                 let evidence = evidence::of(&snapshot, self);
                 let verdict = judge(&self.demand, target.scope, &evidence);
-                if verdict == Verdict::Behind {
+                if verdict == Verdict::Behind && believed {
                     self.gateway.instruments.second_check_failed();
                 }
                 Facts { verdict, snapshot: Some(snapshot) }
@@ -242,6 +243,12 @@ impl Read<'_> {
         }
     }
 
+    /// Whether memory thinks that this region has what is demanded.
+    fn believes_current(&self) -> bool {
+        let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
+        standing.watermark.is_some_and(|mark| self.demand.at() <= mark)
+    }
+
     fn budget(&self) -> Budget {
         let place = match self.gateway.place() {
             Place::Region if self.alone => Place::RegionAlone,
@@ -287,6 +294,7 @@ impl Read<'_> {
         Lag {
             demand: Some(self.demand.at()),
             applied: standing.watermark,
+            lag_ms: self.gateway.seen.progress(self.target.projection.as_str()).lag_ms,
             estimate_ms: self.estimate().catch_up_ms,
         }
     }

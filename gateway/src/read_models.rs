@@ -37,6 +37,19 @@ pub enum QueryError {
     Statements,
 }
 
+impl QueryError {
+    fn is_lost_connection(&self) -> bool {
+        const ADMIN_SHUTDOWN: &str = "57P01";
+        match self {
+            Self::Unavailable(sqlx::Error::Io(_)) => true,
+            Self::Unavailable(error) => error
+                .as_database_error()
+                .is_some_and(|error| error.code().as_deref() == Some(ADMIN_SHUTDOWN)),
+            Self::Column(_) | Self::UnknownVersion { .. } | Self::Statements => false,
+        }
+    }
+}
+
 /// Where an item stands in its list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -138,7 +151,13 @@ impl ReadModels {
         for _ in 0..3 {
             let definition = self.definition(projection, version)?;
             let moment = moment();
-            let found = self.look(definition, view, question).await?;
+            let found = match self.look(definition, view, question).await {
+                // The server was restarted under a pooled connection: another one may well do.
+                Err(error) if error.is_lost_connection() => {
+                    self.look(definition, view, question).await?
+                }
+                found => found?,
+            };
             match found.active_version() {
                 Some(active) if active != version => version = active,
                 Some(_) | None => {

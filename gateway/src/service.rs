@@ -14,7 +14,6 @@ use crate::{
     aggregates,
     answer::Answer,
     error::Error,
-    feed::Seen,
     forward::CONSISTENCY_STATUS,
     gateway::{Gateway, Role},
     hop, internal, overview, problem, read,
@@ -72,18 +71,17 @@ impl Route {
 #[derive(Clone)]
 pub struct Service {
     gateway: Arc<Gateway>,
-    seen: Seen,
     routes: Arc<Router<Route>>,
 }
 
 impl Service {
     /// Over a gateway.
-    pub fn new(gateway: Arc<Gateway>, seen: Seen) -> Self {
+    pub fn new(gateway: Arc<Gateway>) -> Self {
         let mut routes = Router::new();
         for (pattern, route) in Route::ALL {
             routes.insert(pattern, route).expect("our patterns do not conflict");
         }
-        Self { gateway, seen, routes: Arc::new(routes) }
+        Self { gateway, routes: Arc::new(routes) }
     }
 
     /// Answers one request.
@@ -168,7 +166,7 @@ impl Service {
                 // Boxed: a read's future is large, and most requests wait in it.
                 Box::pin(read::view(gateway, &call, parameter("view"), parameter("key"))).await
             }
-            Route::Currency if is_read => overview::answer(gateway, &self.seen, &call),
+            Route::Currency if is_read => overview::answer(gateway, &call),
             Route::InternalLog if is_read => internal::log(gateway, &call).await,
             Route::InternalEpochs if is_read => internal::epochs(gateway, &call).await,
             Route::AggregateEvents

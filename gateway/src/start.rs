@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{AuthMode, GatewayConfig},
-    feed::{self, Seen},
+    feed,
     gateway::{Gateway, Role},
     overview,
     read_models::ReadModels,
@@ -222,11 +222,10 @@ struct Parts {
 async fn run(parts: Parts, stop: CancellationToken) -> bool {
     let Parts { gateway, metrics, readiness, nats, log, listener, admin_listener } = parts;
     let background = CancellationToken::new();
-    let seen = Seen::default();
     let admin = tokio::spawn(admin::serve(
         admin_listener,
         gateway.config.admin.credential.clone(),
-        admin_of(&gateway, &seen, metrics, &readiness),
+        admin_of(&gateway, metrics, &readiness),
         background.clone(),
     ));
     let (relay, committer) = start_relay(&gateway, log, &readiness, &background);
@@ -238,13 +237,7 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
             readiness.clone(),
             background.clone(),
         )),
-        tokio::spawn(feed::poll(
-            Arc::clone(&gateway),
-            seen.clone(),
-            readiness.clone(),
-            link,
-            background.clone(),
-        )),
+        tokio::spawn(feed::poll(Arc::clone(&gateway), readiness.clone(), link, background.clone())),
         tokio::spawn(feed::heartbeat(Arc::clone(&gateway), readiness.clone(), background.clone())),
     ];
     let draining = readiness.clone();
@@ -253,7 +246,7 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
         asked.cancelled().await;
         draining.set("draining", Condition::NotReady("shutting down".to_owned()));
     });
-    let service = Service::new(Arc::clone(&gateway), seen);
+    let service = Service::new(Arc::clone(&gateway));
     let answer = move |request| {
         let service = service.clone();
         async move { service.answer(request).await }
@@ -324,12 +317,12 @@ fn relay_condition(state: &RelayState) -> Condition {
     }
 }
 
-fn admin_of(gateway: &Arc<Gateway>, seen: &Seen, metrics: Metrics, readiness: &Readiness) -> Admin {
-    let (gateway, seen) = (Arc::clone(gateway), seen.clone());
+fn admin_of(gateway: &Arc<Gateway>, metrics: Metrics, readiness: &Readiness) -> Admin {
+    let gateway = Arc::clone(gateway);
     Admin {
         readiness: readiness.clone(),
         metrics,
-        status: Arc::new(move || overview::overview(&gateway, &seen)),
+        status: Arc::new(move || overview::overview(&gateway)),
         operations: None,
     }
 }

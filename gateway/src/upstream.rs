@@ -29,6 +29,8 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How often a connection is asked whether it is alive, and how long it may take to say so. A cut
 /// link swallows what is sent, and a dead connection must not swallow the next requests as well.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// What is kept of a deadline for the answer's way through both processes.
+const ANSWER_MARGIN: Duration = Duration::from_millis(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the primary did not answer.
@@ -241,7 +243,10 @@ impl Upstream {
             .authority(self.authority.clone())
             .path_and_query(outgoing.path_and_query)
             .build()?;
+        // What it takes to bring the answer home is not there to be waited away at the primary.
+        let trip = Duration::from_millis(u64::from(self.trip_ms().unwrap_or(0)));
         let left = outgoing.deadline.saturating_duration_since(now);
+        let left = left.saturating_sub(trip + ANSWER_MARGIN).max(ANSWER_MARGIN);
         let mut request = Request::new(Full::new(outgoing.body));
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = uri;

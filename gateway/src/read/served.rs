@@ -125,7 +125,6 @@ impl Read<'_> {
         let lag = self.lag();
         let mut body = problem::lag_members(&lag, &self.gateway.config.region);
         body.insert("status".into(), "pending".into());
-        body.insert("estimate_ms".into(), json!(lag.estimate_ms));
         let mut answer = Answer::json(StatusCode::ACCEPTED, &body);
         problem::retry_after(lag.retry_after_ms(), &mut answer.headers);
         Ok(answer.saying(self.said(Outcome::Pending, lag.applied, None)))

@@ -6,6 +6,8 @@ use consistency::{
 };
 use uuid::Uuid;
 
+use crate::idempotency::Idempotency;
+
 /// The events of one aggregate that are committed together or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Append {
@@ -54,6 +56,13 @@ pub enum Expected {
         /// The last event's version.
         version: Version,
     },
+}
+
+/// An append on its way to its commit.
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    pub append: Append,
+    pub idempotency: Option<Idempotency>,
 }
 
 /// Where committed events stand. Versions and positions of one append follow each other without gaps.

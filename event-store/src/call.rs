@@ -7,37 +7,47 @@ use sqlx::PgConnection;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
 
-use crate::append::{Append, Appended, Expected};
+use crate::append::{Append, Appended, Command, Expected};
+use crate::commit::Answer;
+use crate::idempotency::{self, Once, Repeat};
 use crate::{AppendError, ReadError, log};
 
 /// Errors that the append function raises by itself; see its migration.
 const REFUSED: &str = "TM001";
 const OTHER_LOG: &str = "TM002";
 
-/// Commits the appends in one statement, and answers each in order.
+/// Commits the commands in one statement, and answers each in order.
 pub(crate) async fn append_events(
     connection: &mut PgConnection,
     log_id: Uuid,
     batch_id: Uuid,
-    appends: &[Arc<Append>],
-) -> Result<Vec<Result<Appended, AppendError>>, sqlx::Error> {
-    let commands = Commands::of(appends);
-    let events = Events::of(appends);
+    commands: &[Arc<Command>],
+) -> Result<Vec<Answer>, sqlx::Error> {
+    let columns = Commands::of(commands);
+    let keys = Keys::of(commands);
+    let events = Events::of(commands);
     let rows = sqlx::query_as!(
         Row,
-        r#"select is_appended as "is_appended!", at_epoch as "epoch!", at_version as "version!",
-                  at_position as "position!", committed_at_micros as "committed_at_micros!"
-           from append_events(
-               $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17
+        r#"select outcome as "outcome!", at_epoch as "epoch!", at_version as "version!",
+                  at_position as "position!", committed_at_micros as "committed_at_micros!",
+                  (first_answer).answer_format as answer_format,
+                  (first_answer).aggregate_type as aggregate_type,
+                  (first_answer).aggregate_id as aggregate_id,
+                  (first_answer).event_ids as event_ids,
+                  (extract(epoch from (first_answer).committed_at) * 1000000)::bigint
+                      as answered_at_micros
+           from append_events_once(
+               $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+               $19, $20, $21
            )
            order by command_number"#,
         log_id,
         batch_id,
-        commands.aggregate_types as _,
-        commands.aggregate_ids as _,
-        commands.expected_epochs as _,
-        commands.expected_versions as _,
-        &commands.event_counts,
+        columns.aggregate_types as _,
+        columns.aggregate_ids as _,
+        columns.expected_epochs as _,
+        columns.expected_versions as _,
+        &columns.event_counts,
         &events.ids,
         events.aggregate_types as _,
         events.aggregate_ids as _,
@@ -48,32 +58,67 @@ pub(crate) async fn append_events(
         events.idempotency_key_hashes as _,
         events.traceparents as _,
         events.data as _,
+        keys.scopes as _,
+        keys.keys as _,
+        keys.requests as _,
+        keys.answer_formats as _,
     )
     .fetch_all(connection)
     .await?;
-    let answers = rows.into_iter().zip(appends).map(|(row, append)| row.answer(append));
+    let answers = rows.into_iter().zip(commands).map(|(row, command)| row.answer(&command.append));
     answers.collect::<Result<_, ReadError>>().map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
 /// What the append function answers to one command.
 struct Row {
-    is_appended: bool,
+    outcome: String,
     epoch: i32,
     version: i64,
     position: i64,
     committed_at_micros: i64,
+    answer_format: Option<i16>,
+    aggregate_type: Option<String>,
+    aggregate_id: Option<String>,
+    event_ids: Option<Vec<Uuid>>,
+    answered_at_micros: Option<i64>,
 }
 
 impl Row {
-    fn answer(&self, append: &Append) -> Result<Result<Appended, AppendError>, ReadError> {
+    fn answer(self, append: &Append) -> Result<Answer, ReadError> {
         let at = log::log_position(self.epoch, self.position)?;
         let version = log::version(self.position, self.version)?;
         let committed_at = CommittedAt::from_unix_micros(self.committed_at_micros);
-        Ok(if self.is_appended {
-            Ok(appended(append, at, version, committed_at))
-        } else {
-            Err(AppendError::Conflict { current: version, at })
-        })
+        match self.outcome.as_str() {
+            "appended" => Ok(Ok(Once::Appended(appended(append, at, version, committed_at)))),
+            "lost" => Ok(Err(AppendError::Conflict { current: version, at })),
+            "mismatched" => Ok(Ok(Once::Repeated(Repeat::Mismatched))),
+            "replayed" => Ok(Ok(Once::Repeated(self.replayed()?))),
+            _ => Err(log::corrupt(self.position, "the outcome of an append has no such name")),
+        }
+    }
+
+    fn replayed(self) -> Result<Repeat, ReadError> {
+        let missing = log::corrupt(self.position, "a first answer lacks a member");
+        let columns = (self.answer_format, self.aggregate_type, self.aggregate_id);
+        let (Some(answer_format), Some(aggregate_type), Some(aggregate_id)) = columns else {
+            return Err(missing);
+        };
+        let (Some(event_ids), Some(committed_at_micros)) =
+            (self.event_ids, self.answered_at_micros)
+        else {
+            return Err(missing);
+        };
+        let answer = idempotency::Answered {
+            answer_format,
+            aggregate_type,
+            aggregate_id,
+            epoch: self.epoch,
+            first_version: self.version,
+            first_position: self.position,
+            event_ids,
+            committed_at_micros,
+        };
+        Ok(Repeat::Replayed(answer.into_first_answer()?))
     }
 }
 
@@ -88,9 +133,9 @@ struct Commands<'a> {
 }
 
 impl<'a> Commands<'a> {
-    fn of(appends: &'a [Arc<Append>]) -> Self {
+    fn of(commands: &'a [Arc<Command>]) -> Self {
         let mut columns = Self::default();
-        for append in appends {
+        for Command { append, .. } in commands.iter().map(AsRef::as_ref) {
             let (epoch, version) = match append.expected {
                 Expected::Any => (None, None),
                 Expected::MustNotExist => (None, Some(0)),
@@ -103,6 +148,33 @@ impl<'a> Commands<'a> {
             columns.expected_epochs.push(epoch);
             columns.expected_versions.push(version);
             columns.event_counts.push(event_count);
+        }
+        columns
+    }
+}
+
+/// The idempotency keys of a batch, a column each; empty when no command has one, so that appends
+/// without keys do not pay for them.
+#[derive(Default)]
+struct Keys<'a> {
+    scopes: Vec<Option<&'a [u8]>>,
+    keys: Vec<Option<&'a [u8]>>,
+    requests: Vec<Option<&'a [u8]>>,
+    answer_formats: Vec<Option<i16>>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(commands: &'a [Arc<Command>]) -> Self {
+        let mut columns = Self::default();
+        if commands.iter().all(|command| command.idempotency.is_none()) {
+            return columns;
+        }
+        for command in commands {
+            let key = command.idempotency.as_ref();
+            columns.scopes.push(key.map(|key| key.scope.as_slice()));
+            columns.keys.push(key.map(|key| key.key.as_slice()));
+            columns.requests.push(key.map(|key| key.request.as_slice()));
+            columns.answer_formats.push(key.map(|key| key.answer_format.as_i16()));
         }
         columns
     }
@@ -124,9 +196,9 @@ struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
-    fn of(appends: &'a [Arc<Append>]) -> Self {
+    fn of(commands: &'a [Arc<Command>]) -> Self {
         let mut columns = Self::default();
-        for append in appends {
+        for Command { append, .. } in commands.iter().map(AsRef::as_ref) {
             for event in &append.events {
                 columns.ids.push(event.id.get());
                 columns.aggregate_types.push(append.aggregate.kind().as_str());

@@ -10,18 +10,19 @@ use sqlx::{PgPool, Postgres};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
-use crate::append::{Append, Appended};
+use crate::append::{Append, Command};
 use crate::call::{append_events, appended, blames_the_append, failure, was_rolled_back};
-use crate::{AppendError, ReadError, StoreConfig, log};
+use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
-type Answer = Result<Appended, AppendError>;
+/// What one command is told.
+pub(crate) type Answer = Result<Once, AppendError>;
 
 /// Appends that are committed by one call.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Batch {
-    appends: Vec<Arc<Append>>,
+    commands: Vec<Arc<Command>>,
     event_count: usize,
 }
 
@@ -30,26 +31,26 @@ impl Batch {
         Self::default()
     }
 
-    pub(crate) fn push(&mut self, append: Arc<Append>) {
-        self.event_count += append.events.len();
-        self.appends.push(append);
+    pub(crate) fn push(&mut self, command: Arc<Command>) {
+        self.event_count += command.append.events.len();
+        self.commands.push(command);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.appends.is_empty()
+        self.commands.is_empty()
     }
 
     pub(crate) fn command_count(&self) -> usize {
-        self.appends.len()
+        self.commands.len()
     }
 
     pub(crate) fn event_count(&self) -> usize {
         self.event_count
     }
 
-    /// The same answer for every append.
+    /// The same answer for every command.
     fn all(&self, error: &AppendError) -> Vec<Answer> {
-        self.appends.iter().map(|_| Err(error.clone())).collect()
+        self.commands.iter().map(|_| Err(error.clone())).collect()
     }
 }
 
@@ -90,9 +91,9 @@ impl Session {
             Err(error) if batch.command_count() > 1 && blames_the_append(&error) => {
                 // One of them is at fault; the others are not made to pay for it.
                 let mut answers = Vec::with_capacity(batch.command_count());
-                for append in batch.appends {
+                for command in batch.commands {
                     let mut alone = Batch::new();
-                    alone.push(append);
+                    alone.push(command);
                     match self.commit_settled(&alone).await {
                         Ok(answer) => answers.extend(answer),
                         Err(error) => answers.extend(alone.all(&failure(error))),
@@ -136,7 +137,7 @@ impl Session {
             },
         };
         let log_id = self.config.log_id.get();
-        let call = append_events(&mut connection, log_id, batch_id, &batch.appends);
+        let call = append_events(&mut connection, log_id, batch_id, &batch.commands);
         match timeout(self.config.statement_wait_max, call).await {
             Ok(Ok(answers)) => {
                 self.connection = Some(connection);
@@ -182,7 +183,7 @@ impl Session {
     }
 
     async fn look_up(&self, batch_id: Uuid, batch: &Batch) -> Result<Settled, ReadError> {
-        let events = batch.appends.iter().flat_map(|append| &append.events);
+        let events = batch.commands.iter().flat_map(|command| &command.append.events);
         let ids: Vec<Uuid> = events.map(|event| event.id.get()).collect();
         let log_id = self.config.log_id.get();
         let rows = sqlx::query!(
@@ -206,17 +207,28 @@ impl Session {
             found.insert(EventId::new(row.event_id), (at, version, committed_at));
         }
         let mut answers = Vec::with_capacity(batch.command_count());
-        for append in &batch.appends {
+        for command in &batch.commands {
+            let append = &command.append;
             let first = append.events.first().and_then(|event| found.get(&event.id));
             answers.push(match first {
                 Some((at, version, committed_at)) => {
-                    Ok(appended(append, *at, *version, *committed_at))
+                    Ok(Once::Appended(appended(append, *at, *version, *committed_at)))
                 }
-                // The call ran, so this one lost; its aggregate can only have moved further since.
-                None => Err(self.conflict(append).await?),
+                None => self.not_appended(command).await?,
             });
         }
         Ok(Settled::Committed(answers))
+    }
+
+    /// The answer to a command without events whose call ran: it was a repeat or it lost. Its aggregate
+    /// can only have moved further since, and what is under its key by now is its first answer.
+    async fn not_appended(&self, command: &Command) -> Result<Answer, ReadError> {
+        if let Some(key) = &command.idempotency
+            && let Some(repeat) = idempotency::find(&self.pool, key).await?
+        {
+            return Ok(Ok(Once::Repeated(repeat)));
+        }
+        Ok(Err(self.conflict(&command.append).await?))
     }
 
     async fn conflict(&self, append: &Append) -> Result<AppendError, ReadError> {

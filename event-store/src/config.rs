@@ -29,6 +29,12 @@ pub struct StoreConfig {
     /// How long the database is given for one statement. Longer than [`Timeouts::statement`], so that
     /// the server gives up first and says so.
     pub statement_wait_max: Duration,
+    /// How long idempotency keys are remembered, by the database's clock.
+    pub idempotency_age_max: Duration,
+    /// How often older keys are looked for.
+    pub prune_interval: Duration,
+    /// Most keys that are deleted by one statement.
+    pub prune_rows_max: u32,
     /// How long a commit of unknown outcome is looked up before that is the answer.
     pub settle_wait_max: Duration,
 }
@@ -48,6 +54,9 @@ impl StoreConfig {
             read_bytes_max: 8 * 1024 * 1024,
             statement_wait_max: Duration::from_secs(6),
             settle_wait_max: Duration::from_secs(10),
+            idempotency_age_max: Duration::from_secs(24 * 60 * 60),
+            prune_interval: Duration::from_secs(60),
+            prune_rows_max: 500,
         }
     }
 
@@ -66,6 +75,8 @@ impl StoreConfig {
             Some("gather_bytes_max is below payload_bytes_max")
         } else if self.queue_bytes_max < self.gather_bytes_max {
             Some("queue_bytes_max is below gather_bytes_max")
+        } else if self.prune_interval.is_zero() || self.prune_rows_max == 0 {
+            Some("pruning that takes no time or no rows never ends")
         } else if u32::try_from(self.queue_bytes_max).is_err() {
             Some("queue_bytes_max is 4 GiB or more")
         } else {

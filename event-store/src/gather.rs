@@ -10,16 +10,16 @@ use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::append::{Append, Appended};
-use crate::commit::{Batch, Session};
-use crate::{AppendError, StoreConfig, store};
+use crate::append::Command;
+use crate::commit::{Answer, Batch, Session};
+use crate::{Once, StoreConfig, store};
 
 /// An append that waits for its commit.
 #[derive(Debug)]
 pub(crate) struct Queued {
-    pub append: Append,
+    pub command: Command,
     pub bytes: usize,
-    pub reply: oneshot::Sender<Result<Appended, AppendError>>,
+    pub reply: oneshot::Sender<Answer>,
     /// Its share of the queue's bytes, given back when it is answered.
     pub room: OwnedSemaphorePermit,
 }
@@ -56,8 +56,11 @@ impl Gatherer {
                 continue;
             }
             let answers = self.session.commit(batch).await;
-            let newest = answers.iter().flatten().map(Appended::last_position).max();
-            if let Some(newest) = newest {
+            let newest = answers.iter().flatten().filter_map(|once| match once {
+                Once::Appended(appended) => Some(appended.last_position()),
+                Once::Repeated(_) => None,
+            });
+            if let Some(newest) = newest.max() {
                 store::raise(&self.committed, newest);
             }
             for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
@@ -90,7 +93,7 @@ impl Gatherer {
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(queued) = next {
-            let events = batch.event_count() + queued.append.events.len();
+            let events = batch.event_count() + queued.command.append.events.len();
             let full = batch.command_count() == self.config.gather_commands_max
                 || events > self.config.gather_events_max
                 || bytes + queued.bytes > self.config.gather_bytes_max;
@@ -101,7 +104,7 @@ impl Gatherer {
             // Nobody waits for it any more, and it was never sent.
             if !queued.reply.is_closed() {
                 bytes += queued.bytes;
-                batch.push(Arc::new(queued.append));
+                batch.push(Arc::new(queued.command));
                 replies.push(Reply { reply: queued.reply, room: queued.room });
             }
             next = self.waiting.try_recv().ok();
@@ -111,6 +114,6 @@ impl Gatherer {
 }
 
 struct Reply {
-    reply: oneshot::Sender<Result<Appended, AppendError>>,
+    reply: oneshot::Sender<Answer>,
     room: OwnedSemaphorePermit,
 }

@@ -2,7 +2,8 @@
 //!
 //! [`EventStore::append`] checks an [`Append`] against the bounds, gathers it with others and commits
 //! them in one call of one SQL function, so that positions are dense and in commit order and the log's
-//! row lock never waits for a client. [`Relay`] publishes the committed rows to the epoch's stream,
+//! row lock never waits for a client. [`EventStore::append_once`] does the same under an idempotency key,
+//! in the same call. [`Relay`] publishes the committed rows to the epoch's stream,
 //! where stream sequence equals position; it keeps no cursor of its own.
 
 mod append;
@@ -12,6 +13,7 @@ mod commit;
 mod config;
 mod error;
 mod gather;
+mod idempotency;
 mod lease;
 mod log;
 mod relay;
@@ -20,6 +22,7 @@ mod store;
 pub use append::{Append, Appended, Expected, NewEvent};
 pub use config::{RelayConfig, StoreConfig, Timeouts};
 pub use error::{AppendError, InvalidAppend, OpenError, ReadError};
+pub use idempotency::{AnswerFormat, FirstAnswer, Idempotency, Once, Repeat};
 pub use log::{AggregateHead, Head};
 pub use relay::{Relay, RelayState, RelayStatus};
 pub use store::{Committer, EventStore, migrate};

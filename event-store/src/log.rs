@@ -253,7 +253,7 @@ pub(crate) fn version(position: i64, version: i64) -> Result<Version, ReadError>
     Version::from_i64(version).ok_or(corrupt(position, "version"))
 }
 
-fn corrupt(position: i64, what: &'static str) -> ReadError {
+pub(crate) fn corrupt(position: i64, what: &'static str) -> ReadError {
     ReadError::Corrupt { position: Position::from_i64(position).unwrap_or_default(), what }
 }
 

@@ -12,8 +12,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::append::{Append, Appended};
+use crate::append::{Append, Appended, Command};
 use crate::gather::{Gatherer, Queued};
+use crate::idempotency::{self, Idempotency, Once, Repeat};
 use crate::log::{self, AggregateHead, Head, Limit};
 use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
 
@@ -39,19 +40,25 @@ struct Shared {
     committed: watch::Sender<LogPosition>,
 }
 
-/// The task that commits what was appended. Owned by whoever opened the store.
+/// The task that commits what was appended, and the one that prunes idempotency keys. Owned by whoever
+/// opened the store.
 #[derive(Debug)]
 pub struct Committer {
     stop: CancellationToken,
     task: JoinHandle<()>,
+    pruner: JoinHandle<()>,
 }
 
 impl Committer {
     /// Takes no more appends, commits those that wait, and ends.
     pub async fn stop(self) {
         self.stop.cancel();
-        if let Err(error) = self.task.await {
+        let (committed, pruned) = tokio::join!(self.task, self.pruner);
+        if let Err(error) = committed {
             tracing::error!(%error, "the committer ended abnormally");
+        }
+        if let Err(error) = pruned {
+            tracing::error!(%error, "the pruner ended abnormally");
         }
     }
 }
@@ -59,7 +66,7 @@ impl Committer {
 impl EventStore {
     /// Opens the log in a migrated database, makes it the log of `config.log_id` if it is none yet, and
     /// starts the committer. The pool's connections are best bounded by [`crate::Timeouts`]; the
-    /// committer keeps one of them, and the relay uses up to three.
+    /// committer keeps one of them, pruning takes one now and then, and the relay uses up to three.
     pub async fn open(pool: PgPool, config: StoreConfig) -> Result<(Self, Committer), OpenError> {
         if let Some(contradiction) = config.contradiction() {
             return Err(OpenError::Config(contradiction));
@@ -74,26 +81,58 @@ impl EventStore {
         let gatherer =
             Gatherer::new(pool.clone(), config.clone(), waiting, committed.clone(), stop.clone());
         let task = tokio::spawn(gatherer.run());
+        let pruner = idempotency::prune(pool.clone(), config.clone(), stop.clone());
+        let pruner = tokio::spawn(pruner);
         let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
         let shared =
             Arc::new(Shared { pool, config, queue, queue_bytes, stop: stop.clone(), committed });
-        Ok((Self { shared }, Committer { stop, task }))
+        Ok((Self { shared }, Committer { stop, task, pruner }))
     }
 
     /// Appends the events of one aggregate, together or not at all. Answers after the commit. When the
     /// caller stops waiting, the append is dropped if it is still queued, and may be committed if not.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        match self.commit(Command { append, idempotency: None }).await? {
+            Once::Appended(appended) => Ok(appended),
+            Once::Repeated(_) => unreachable!("only a key makes a repeat"),
+        }
+    }
+
+    /// As [`append`](Self::append), unless the key was used before: then nothing is appended, whatever
+    /// has become of the aggregate, and the answer is the first one. Errors are not remembered: a repeat
+    /// of what failed is tried again. After [`AppendError::OutcomeUnknown`] a repeat finds out, and the
+    /// lost call, should it still arrive, finds the repeat.
+    pub async fn append_once(
+        &self,
+        append: Append,
+        idempotency: Idempotency,
+    ) -> Result<Once, AppendError> {
+        self.commit(Command { append, idempotency: Some(idempotency) }).await
+    }
+
+    /// What the key says to the request, if it was used before. For a command, whose rules would refuse
+    /// their own repeat: ask before they run, and again before their refusal is answered, since the
+    /// first request may have been committed in between. Then [`append_once`](Self::append_once) what
+    /// they made.
+    pub async fn find_repeat(
+        &self,
+        idempotency: &Idempotency,
+    ) -> Result<Option<Repeat>, ReadError> {
+        self.bounded(idempotency::find(self.pool(), idempotency)).await
+    }
+
+    async fn commit(&self, command: Command) -> Result<Once, AppendError> {
         let shared = &self.shared;
         if shared.stop.is_cancelled() {
             return Err(AppendError::Stopping);
         }
-        let bytes = bounds::check(&append, &shared.config)?;
+        let bytes = bounds::check(&command.append, &shared.config)?;
         let bytes_wanted = u32::try_from(bytes).map_err(|_| AppendError::Overloaded)?;
         let room = Arc::clone(&shared.queue_bytes)
             .try_acquire_many_owned(bytes_wanted)
             .map_err(|_| AppendError::Overloaded)?;
         let (reply, answer) = oneshot::channel();
-        shared.queue.try_send(Queued { append, bytes, reply, room }).map_err(
+        shared.queue.try_send(Queued { command, bytes, reply, room }).map_err(
             |error| match error {
                 mpsc::error::TrySendError::Full(_) => AppendError::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => AppendError::Stopping,

@@ -3,36 +3,14 @@
 use consistency::{Epoch, LogPosition, Position, Traceparent, Version};
 use event_store::{AppendError, EventStore, Expected, InvalidAppend, OpenError, StoreConfig};
 use futures::future::join_all;
-use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::support::{
-    Database, LOG_ID, append, assert_log_is_whole, event, eventually, fill, is_conflict, order,
-    pool, position, version,
+    Database, LOG_ID, append, assert_log_is_whole, event, eventually, fill, hold_head, is_conflict,
+    order, pool, position, until_blocked, version,
 };
 
 fn last(version: Version) -> Expected {
     Expected::Last { epoch: Epoch::FIRST, version }
-}
-
-/// Holds the log's row lock until it is dropped, so that appends gather behind one that waits for it.
-async fn hold_head(pool: &PgPool) -> Transaction<'static, Postgres> {
-    let mut lock = pool.begin().await.unwrap();
-    sqlx::query("select from log_head for update").execute(&mut *lock).await.unwrap();
-    lock
-}
-
-async fn until_blocked(pool: &PgPool) {
-    eventually("an append waits for the head", async || {
-        let waiting: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity
-             where wait_event_type = 'Lock' and query like '%append_events%'",
-        )
-        .fetch_one(pool)
-        .await
-        .unwrap();
-        (waiting > 0).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]

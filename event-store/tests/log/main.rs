@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
 mod append;
+mod once;
 mod relay;
 mod settle;
 mod support;

@@ -7,8 +7,8 @@ use consistency::{AggregateId, EventId, LogId, Name, Position, SchemaVersion, Ve
 use event_store::{
     Append, AppendError, Appended, Committer, EventStore, Expected, NewEvent, StoreConfig, Timeouts,
 };
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres, Transaction};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -105,6 +105,27 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
         assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Holds the log's row lock until it is dropped, so that appends gather behind one that waits for it.
+pub async fn hold_head(pool: &PgPool) -> Transaction<'static, Postgres> {
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select from log_head for update").execute(&mut *lock).await.unwrap();
+    lock
+}
+
+pub async fn until_blocked(pool: &PgPool) {
+    eventually("an append waits for the head", async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where wait_event_type = 'Lock' and query like '%append_events%'",
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        (waiting > 0).then_some(())
+    })
+    .await;
 }
 
 /// Positions are dense, predecessors are named, versions of each aggregate have no gap.

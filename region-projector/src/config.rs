@@ -98,6 +98,8 @@ pub struct ApplyConfig {
     pub retry_pause_min: Period,
     /// The longest pause after an error.
     pub retry_pause_max: Period,
+    /// The deadline of one transaction, and of one look at the checkpoints.
+    pub attempt_timeout: Period,
     /// Keys that an announcement names at most; beyond, every key counts as touched.
     pub announced_keys_max: usize,
 }
@@ -111,6 +113,7 @@ impl Default for ApplyConfig {
             verify_interval: Period::from_secs(1),
             retry_pause_min: Period::from_millis(50),
             retry_pause_max: Period::from_secs(1),
+            attempt_timeout: Period::from_secs(30),
             announced_keys_max: 1000,
         }
     }

@@ -21,7 +21,7 @@ use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::partition::{Left, Partition};
 use crate::reader::{Chunk, Ended, Reader};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, bounded};
 use crate::start::key_of;
 use crate::status::Status;
 use crate::telemetry::Telemetry;
@@ -125,7 +125,7 @@ impl Engine {
 
     /// From taking the partitions over to the first of them that cannot go on.
     async fn session(&self, stop: &CancellationToken) -> Result<(), SessionError> {
-        let held = self.take().await?;
+        let held = bounded(self.shared.config.attempt_timeout, self.take()).await?;
         self.shared.health.well(Part::Database, &self.key);
         let chain = Chain::new(self.shared.epoch, held.iter().map(|held| held.mark))?;
         tracing::info!(version = %self.key, from = %chain.end().position, "partitions taken over");
@@ -197,7 +197,7 @@ impl Engine {
         loop {
             ticks.tick().await;
             let remembered = self.shared.status.held(&self.key);
-            match self.stored().await {
+            match bounded(self.shared.config.attempt_timeout, self.stored()).await {
                 Ok(stored) if stands(&remembered, &stored) => {
                     self.shared.health.well(Part::Database, &who);
                 }

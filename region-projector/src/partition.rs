@@ -21,7 +21,7 @@ use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::health::{Health, Part, chain_of};
 use crate::reader::Chunk;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, bounded};
 use crate::status::{self, Status};
 use crate::telemetry::{Outcome, Telemetry};
 use failure::{Failure, classify};
@@ -199,7 +199,8 @@ impl Running {
     async fn store_idle(&mut self) -> Result<(), Left> {
         let Some(Unstored { through, committed_at }) = self.unstored else { return Ok(()) };
         self.store_at = Instant::now() + self.partition.config.idle_store_interval.get();
-        match self.try_store(through, committed_at).await {
+        let deadline = self.partition.config.attempt_timeout;
+        match bounded(deadline, self.try_store(through, committed_at)).await {
             Ok(()) => {
                 self.partition.health.well(Part::Database, &self.name);
                 self.stored(through, committed_at);
@@ -230,7 +231,8 @@ impl Running {
         let mut condemned = Condemned::new();
         loop {
             let began = Instant::now();
-            let error = match self.attempt(batch, &condemned).await {
+            let tried = bounded(config.attempt_timeout, self.attempt(batch, &condemned));
+            let error = match tried.await {
                 Ok(plan) => {
                     self.committed(batch, plan, began).await;
                     return Ok(());
@@ -307,7 +309,8 @@ impl Running {
         let mut found = Condemned::new();
         let mut suspects: Vec<Vec<&str>> = vec![all];
         while let Some(mut group) = suspects.pop() {
-            let Some(refused) = self.probe(batch, &group).await? else { continue };
+            let probed = bounded(self.partition.config.attempt_timeout, self.probe(batch, &group));
+            let Some(refused) = probed.await? else { continue };
             match group.as_slice() {
                 [] => {}
                 [culprit] => {
@@ -387,9 +390,12 @@ impl Running {
 
     /// Only for display, so an error is left to those who meet it in earnest.
     async fn count_parked(&self) {
-        let Partition { key, held, pool, status, health, .. } = &self.partition;
-        let Ok(mut connection) = pool.acquire().await else { return };
-        let Ok(count) = parking::count(&mut connection, key, held.partition).await else { return };
+        let Partition { key, held, pool, status, health, config, .. } = &self.partition;
+        let count = bounded(config.attempt_timeout, async {
+            let mut connection = pool.acquire().await?;
+            parking::count(&mut connection, key, held.partition).await
+        });
+        let Ok(count) = count.await else { return };
         status.set_parked(key, held.partition, count);
         match count {
             0 => health.well(Part::Parked, &self.name),

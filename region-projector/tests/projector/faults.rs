@@ -75,6 +75,32 @@ async fn a_killed_database_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_database_that_does_not_answer_is_reported_and_applied_to_once() {
+    let world = World::start().await;
+    let mut config = world.config();
+    config.apply.attempt_timeout = Period::from_millis(300);
+    config.database.statement_timeout = Period::from_secs(3600);
+    let projector = world.try_projector(config, domain()).await.unwrap();
+    world.stored(world.add("a", 1).await).await;
+    let mut lock = world.pool.begin().await.unwrap();
+    sqlx::query("lock table checkpoint in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let last = world.add("a", 1).await;
+    eventually("the silent database is reported", async || {
+        let conditions = projector.readiness().report(None).conditions;
+        matches!(conditions.get("database"), Some(Condition::NotReady(_)))
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    world.stored(last).await;
+    assert_eq!(world.tally("a").await, Some((2, 2)));
+    eventually("it is ready again", async || projector.readiness().is_ready()).await;
+    stop(projector).await;
+}
+
+#[tokio::test]
 async fn a_killed_nats_server_is_waited_for() {
     let mut world = World::start().await;
     let projector = world.projector(domain()).await;

@@ -11,6 +11,7 @@ mod bounds;
 mod call;
 mod commit;
 mod config;
+mod epoch;
 mod error;
 mod gather;
 mod idempotency;
@@ -21,6 +22,7 @@ mod store;
 
 pub use append::{Append, Appended, Expected, NewEvent};
 pub use config::{RelayConfig, StoreConfig, Timeouts};
+pub use epoch::{Above, NewEpoch, NewEpochError, open_epoch};
 pub use error::{AppendError, InvalidAppend, OpenError, ReadError};
 pub use idempotency::{AnswerFormat, FirstAnswer, Idempotency, Once, Repeat};
 pub use log::{AggregateHead, Head};

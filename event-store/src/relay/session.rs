@@ -7,7 +7,7 @@ use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::stream::Stream;
-use consistency::{Epoch, EventId, LogPosition, Position};
+use consistency::{Epoch, EpochHistory, EventId, LogPosition, Position};
 use futures::StreamExt;
 use futures::future::try_join_all;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
         let epochs = self.store.epochs().await?;
         let incarnation =
             Incarnation { epoch: epochs.current(), starts_after: epochs.current_starts_after() };
-        let stream = stream::ensure(&self.context, incarnation, self.config).await?;
+        let stream = self.ensure_stream(&epochs, incarnation).await?;
         // The stream first: the log only grows, so a stream that is ahead of it then was never behind.
         let end = stream::end(&stream).await?;
         let head = self.store.head().await?;
@@ -180,6 +180,55 @@ impl<'a> Session<'a> {
                 Err(self.refuse(incarnation.epoch, reason).await?)
             }
         }
+    }
+
+    /// The epoch's stream, with the configured retention. It is created after those of earlier epochs
+    /// were retired.
+    async fn ensure_stream(
+        &self,
+        epochs: &EpochHistory,
+        incarnation: Incarnation,
+    ) -> Result<Stream, SessionError> {
+        if let Some(found) = stream::find(&self.context, incarnation.epoch).await? {
+            stream::adopt_retention(&self.context, &found, incarnation, self.config).await?;
+            return Ok(found);
+        }
+        let earlier = (1..incarnation.epoch.get()).filter_map(Epoch::new);
+        for epoch in earlier {
+            if let Some(found) = stream::find(&self.context, epoch).await? {
+                self.check_kept(&found, epoch, epochs).await?;
+                stream::retire(&self.context, &found).await?;
+            }
+        }
+        stream::create(&self.context, incarnation, self.config).await
+    }
+
+    /// What later epochs kept of an earlier one must be what its stream told every region. Otherwise they
+    /// begin too late, and the regions would keep events that the log lost.
+    async fn check_kept(
+        &self,
+        stream: &Stream,
+        epoch: Epoch,
+        epochs: &EpochHistory,
+    ) -> Result<(), SessionError> {
+        let later = epochs.starts().iter().filter(|(later, _)| epoch < *later);
+        let kept = later.map(|(_, start)| start.get()).min().unwrap_or_default();
+        let sequence = stream::end(stream).await?.sequence.min(kept);
+        let position = Position::new(sequence).unwrap_or_default();
+        if position == Position::ZERO {
+            return Ok(());
+        }
+        let in_log = self.store.event_id_at(position).await?;
+        // What has aged out was compared when it was published.
+        let on_stream = stream::id_at(stream, sequence).await?;
+        if let (Some(on_stream), Some(in_log)) = (on_stream, in_log)
+            && on_stream != in_log
+        {
+            let reason = stream::different(epoch, sequence, on_stream, in_log);
+            let reason = format!("{reason}, so epoch {} begins too late", epochs.current());
+            return Err(self.refuse(epochs.current(), reason).await?);
+        }
+        Ok(())
     }
 
     /// Compares what came to the stream since it was last known. The last message is not enough: a

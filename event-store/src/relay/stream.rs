@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{Context, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
     Compression, Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType,
     Stream,
 };
-use async_nats::jetstream::{ErrorCode, stream};
 use consistency::{Epoch, EventId, LogPosition, MESSAGE_ID_HEADER, Position, stream_name};
 use uuid::Uuid;
 
@@ -80,24 +80,38 @@ pub(super) fn compare(
     }
 }
 
-/// The epoch's stream, with the configured retention.
-pub(super) async fn ensure(
+/// The epoch's stream, if there is one.
+pub(super) async fn find(context: &Context, epoch: Epoch) -> Result<Option<Stream>, SessionError> {
+    match context.get_stream(stream_name(epoch)).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if is_not_found(&error.kind()) => Ok(None),
+        Err(error) => Err(SessionError::stream(error)),
+    }
+}
+
+/// Creates the epoch's stream.
+pub(super) async fn create(
     context: &Context,
     incarnation: Incarnation,
     config: &RelayConfig,
 ) -> Result<Stream, SessionError> {
     let wanted = stream_config(incarnation, config);
-    match context.get_stream(&wanted.name).await {
-        Ok(stream) => {
-            adopt_retention(context, &stream, &wanted).await?;
-            Ok(stream)
-        }
-        Err(error) if is_not_found(&error.kind()) => {
-            tracing::info!(stream = wanted.name, "creating the stream");
-            context.create_stream(wanted).await.map_err(SessionError::stream)
-        }
-        Err(error) => Err(SessionError::stream(error)),
+    tracing::info!(stream = wanted.name, "creating the stream");
+    context.create_stream(wanted).await.map_err(SessionError::stream)
+}
+
+/// Takes the events' subjects from the stream of an epoch that is over, since two streams cannot share
+/// them. Its messages stay for those who still read them; nobody may publish to what it gets instead.
+pub(super) async fn retire(context: &Context, stream: &Stream) -> Result<(), SessionError> {
+    let found = &stream.cached_info().config;
+    let subjects = vec![format!("retired.{}.>", found.name)];
+    if found.subjects == subjects {
+        return Ok(());
     }
+    tracing::info!(stream = found.name, "retiring the stream");
+    let retired = Config { subjects, ..found.clone() };
+    context.update_stream(retired).await.map_err(SessionError::stream)?;
+    Ok(())
 }
 
 /// Where the stream ends now.
@@ -159,17 +173,18 @@ fn stream_config(incarnation: Incarnation, config: &RelayConfig) -> Config {
 }
 
 /// Age and size are the operator's to change; the rest of a stream is fixed with its creation.
-async fn adopt_retention(
+pub(super) async fn adopt_retention(
     context: &Context,
     stream: &Stream,
-    wanted: &Config,
+    incarnation: Incarnation,
+    config: &RelayConfig,
 ) -> Result<(), SessionError> {
+    let wanted = stream_config(incarnation, config);
     let found = &stream.cached_info().config;
     if found.max_age == wanted.max_age && found.max_bytes == wanted.max_bytes {
         return Ok(());
     }
-    let updated =
-        stream::Config { max_age: wanted.max_age, max_bytes: wanted.max_bytes, ..found.clone() };
+    let updated = Config { max_age: wanted.max_age, max_bytes: wanted.max_bytes, ..found.clone() };
     context.update_stream(updated).await.map_err(SessionError::stream)?;
     Ok(())
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
 mod append;
+mod epoch;
 mod once;
+mod region;
 mod relay;
 mod settle;
 mod support;

@@ -1,10 +1,10 @@
 //! The read-your-writes gateway of one region.
 //!
-//! A read is decided on one page, [`read`]: what the caller's token demands is compared with what
-//! memory says this region has applied ([`currency`]); the caller's policy says what to do when that
+//! A read is decided on one page, `read`: what the caller's token demands is compared with what
+//! memory says this region has applied (`currency`); the caller's policy says what to do when that
 //! is not enough; and before an answer leaves, it is judged again by the checkpoints that were read in
-//! the same snapshot as its rows ([`read_models`]). A write is appended to the log at the primary
-//! ([`write`]) and forwarded from everywhere else ([`forward`]). [`service`] turns a request into a
+//! the same snapshot as its rows (`read_models`). A write is appended to the log at the primary
+//! (`write`) and forwarded from everywhere else (`forward`). `service` turns a request into a
 //! call and finishes its answer: every answer carries a token.
 
 mod aggregates;

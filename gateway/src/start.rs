@@ -294,10 +294,14 @@ fn start_relay(
     }
     let relay = Relay::spawn(store, relay_nats.client, config, stop.clone());
     let (mut status, readiness, stop) = (relay.status(), readiness.clone(), stop.clone());
+    let watching = Arc::clone(gateway);
     // Ends with the relay, which drops the other end of the channel.
     tokio::spawn(async move {
         loop {
-            readiness.set("relay", relay_condition(&status.borrow_and_update().state));
+            let now = status.borrow_and_update().clone();
+            let published = now.published.map(|at| at.position.get());
+            watching.instruments.relayed(published, now.state == RelayState::Active);
+            readiness.set("relay", relay_condition(&now.state));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

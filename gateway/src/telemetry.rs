@@ -19,6 +19,8 @@ const LAG_EVENTS: &str = "tidemark.projection.lag_events";
 const LAG_SECONDS: &str = "tidemark.projection.lag";
 const PARKED: &str = "tidemark.projection.parked";
 const HEAD_POSITION: &str = "tidemark.log.head_position";
+const RELAY_POSITION: &str = "tidemark.relay.published_position";
+const RELAY_ACTIVE: &str = "tidemark.relay.active";
 const APPENDS: &str = "tidemark.append.commands";
 const FORWARD_DURATION: &str = "tidemark.forward.duration";
 
@@ -48,6 +50,8 @@ pub struct Instruments {
     lag_seconds: Gauge<f64>,
     parked: Gauge<u64>,
     head: Gauge<u64>,
+    relay_position: Gauge<u64>,
+    relay_active: Gauge<u64>,
     appends: Counter<u64>,
     forwards: Histogram<f64>,
 }
@@ -91,6 +95,8 @@ impl Instruments {
             lag_seconds: meter.f64_gauge(LAG_SECONDS).with_unit("s").build(),
             parked: meter.u64_gauge(PARKED).build(),
             head: meter.u64_gauge(HEAD_POSITION).build(),
+            relay_position: meter.u64_gauge(RELAY_POSITION).build(),
+            relay_active: meter.u64_gauge(RELAY_ACTIVE).build(),
             appends: meter.u64_counter(APPENDS).build(),
             forwards: seconds(FORWARD_DURATION),
         }
@@ -135,6 +141,14 @@ impl Instruments {
         self.lag_events.record(progress.lag_events, &labels);
         self.lag_seconds.record(progress.lag.as_secs_f64(), &labels);
         self.parked.record(progress.parked, &labels);
+    }
+
+    /// The relay of this process has published so far, or waits for its turn.
+    pub fn relayed(&self, published: Option<u64>, is_active: bool) {
+        self.relay_active.record(u64::from(is_active), &[]);
+        if let Some(published) = published {
+            self.relay_position.record(published, &[]);
+        }
     }
 
     /// An append came to this.

@@ -71,6 +71,8 @@ async fn the_region_says_where_it_stands() {
     world.region.get(ROW).await;
     let metrics = reqwest::get(format!("{}/metrics", world.region.admin)).await.unwrap();
     let metrics = metrics.text().await.unwrap();
+    let primary = reqwest::get(format!("{}/metrics", world.primary.admin)).await.unwrap();
+    assert!(primary.text().await.unwrap().contains("tidemark_relay_active"));
     for name in ["tidemark_read_decisions_total", "http_server_request_duration_seconds_bucket"] {
         assert!(metrics.contains(name), "{name} is not in {metrics}");
     }

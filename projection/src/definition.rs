@@ -7,11 +7,11 @@ use consistency::{AggregateId, Name, PartitionCount};
 
 use crate::document::ErasedDocument;
 use crate::fold::TypedFold;
-use crate::rollup::{Column, Combine, ErasedRollup, TypedRollup};
+use crate::rollup::{Column, Combine, ErasedRollup, TypedRollup, TypedSummary};
 use crate::sql::{IDENTIFIER_BYTES_MAX, Statements};
 use crate::{
-    Document, DocumentDefinition, DomainError, Rollup, RollupDefinition, Upcasters, ViewDefinition,
-    ViewKind,
+    Document, DocumentDefinition, DomainError, Rollup, RollupDefinition, Summary, Upcasters,
+    ViewDefinition, ViewKind,
 };
 
 const PARTITION_COUNT: u16 = 8;
@@ -56,6 +56,19 @@ impl Projection {
         rollup: impl Rollup,
     ) -> Self {
         let rules = Rules::Rollup(Arc::new(TypedRollup(rollup)), Vec::new());
+        Self::new(name, version, aggregate_type, rules).view(view, ViewKind::Rollup)
+    }
+
+    /// Sums and maxima across the aggregates of one type, to which each adds by its state, feeding one
+    /// view.
+    pub fn summary(
+        name: &str,
+        version: u32,
+        aggregate_type: &str,
+        view: &str,
+        summary: impl Summary,
+    ) -> Self {
+        let rules = Rules::Rollup(Arc::new(TypedSummary(TypedFold(summary))), Vec::new());
         Self::new(name, version, aggregate_type, rules).view(view, ViewKind::Rollup)
     }
 

@@ -8,12 +8,10 @@ use consistency::{
 };
 use serde::Serialize;
 
-use crate::fold::{ErasedFold, TypedFold, guarded};
+use crate::fold::{ErasedFold, TypedFold, encode_state, guarded};
 use crate::sql::StateColumns;
 use crate::{ColumnError, Fold, Folded, ProjectionError, Upcasters, ViewDefinition, ViewKind};
 
-/// Longest state as JSON, in bytes.
-pub const STATE_BYTES_MAX: usize = 1 << 20;
 /// Longest JSON of all rows of one aggregate together, in bytes.
 pub const ROWS_BYTES_MAX: usize = 1 << 20;
 /// Most rows that one aggregate makes.
@@ -362,13 +360,7 @@ impl DocumentDefinition {
     }
 
     fn store(&self, folded: &Folded) -> Result<StoredState, ProjectionError> {
-        let state = self.document.encode(folded)?;
-        if let Some(state) = &state
-            && state.len() > STATE_BYTES_MAX
-        {
-            let reason = format!("{} bytes are more than {STATE_BYTES_MAX}", state.len());
-            return Err(ProjectionError::State(reason));
-        }
+        let state = encode_state(&*self.document, folded)?;
         let (version, at, created) = (folded.version(), folded.at(), folded.created());
         Ok(StoredState { version, at, created, state })
     }

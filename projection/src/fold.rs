@@ -10,6 +10,9 @@ use serde::de::DeserializeOwned;
 use crate::decode::decode;
 use crate::{FoldError, ProjectionError, StoredState, Upcasters};
 
+/// Longest state as JSON, in bytes.
+pub const STATE_BYTES_MAX: usize = 1 << 20;
+
 /// The rules of one aggregate type: pure, without clock, randomness or IO.
 pub trait Fold: Send + Sync + 'static {
     /// What the events add up to. A changed shape needs a new version of every projection on it.
@@ -148,6 +151,20 @@ impl<F: Fold> ErasedFold for TypedFold<F> {
             None => None,
         };
         Ok(Folded { version: stored.version, at: stored.at, created: stored.created, state })
+    }
+}
+
+/// A state as it is stored, within its bound.
+pub(crate) fn encode_state(
+    fold: &(impl ErasedFold + ?Sized),
+    folded: &Folded,
+) -> Result<Option<String>, ProjectionError> {
+    let state = fold.encode(folded)?;
+    match state.as_ref().map(String::len).filter(|bytes| *bytes > STATE_BYTES_MAX) {
+        Some(bytes) => {
+            Err(ProjectionError::State(format!("{bytes} bytes are more than {STATE_BYTES_MAX}")))
+        }
+        None => Ok(state),
     }
 }
 

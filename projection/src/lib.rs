@@ -1,8 +1,8 @@
 //! What a projection is: pure rules from events to rows, and the SQL that they become.
 //!
 //! A developer implements [`Fold`] (how an aggregate's state follows from its events), and on top of
-//! it [`Document`] (the rows that a state makes in any number of views) or, beside it, [`Rollup`]
-//! (sums and maxima across aggregates). A [`Command`] decides on new events. [`Domain::builder`]
+//! it [`Document`] (the rows that a state makes in any number of views) or [`Summary`] (what a state
+//! adds to sums and maxima across aggregates), or, without a state, [`Rollup`] (what an event adds). A [`Command`] decides on new events. [`Domain::builder`]
 //! checks it all together and erases the types: the services see a [`ProjectionDefinition`] or a
 //! [`CommandDefinition`] and never a domain's own types.
 //!
@@ -74,11 +74,11 @@ pub use command::{
 pub use definition::{Projection, ProjectionDefinition, ProjectionKind};
 pub use document::{
     Applied, Document, DocumentDefinition, LIST_KEY_BYTES_MAX, ROW_COUNT_MAX, ROWS_BYTES_MAX, Row,
-    RowKey, Rows, STATE_BYTES_MAX, Stop, StoredState,
+    RowKey, Rows, Stop, StoredState,
 };
 pub use domain::{AggregateDefinition, Domain, DomainBuilder, DomainError};
 pub use error::{ColumnError, FoldError, ProjectionError};
-pub use fold::{Fold, Folded};
-pub use rollup::{Delta, Deltas, Rollup, RollupChanges, RollupDefinition};
+pub use fold::{Fold, Folded, STATE_BYTES_MAX};
+pub use rollup::{Counted, Delta, Deltas, Rollup, RollupChanges, RollupDefinition, Summary};
 pub use upcast::{Upcast, Upcasters};
 pub use view::{ViewDefinition, ViewKind};

@@ -10,8 +10,11 @@ use consistency::{Event, LogPosition};
 use serde::de::DeserializeOwned;
 
 use crate::decode::decode;
-use crate::fold::guarded;
-use crate::{FoldError, LIST_KEY_BYTES_MAX, ProjectionError, Upcasters, ViewDefinition};
+use crate::fold::{ErasedFold, TypedFold, encode_state, guarded};
+use crate::{
+    Fold, FoldError, Folded, LIST_KEY_BYTES_MAX, ProjectionError, StoredState, Upcasters,
+    ViewDefinition,
+};
 
 /// What each event adds to rows that many aggregates share.
 pub trait Rollup: Send + Sync + 'static {
@@ -25,6 +28,14 @@ pub trait Rollup: Send + Sync + 'static {
         envelope: &Event,
         deltas: &mut Deltas<'_>,
     ) -> Result<(), FoldError>;
+}
+
+/// A fold whose states add up: what an aggregate adds to rows that many share is a matter of its
+/// state, and an event changes it by the difference. For sums that an event alone cannot tell, such
+/// as what a cancelled order no longer adds.
+pub trait Summary: Fold {
+    /// What `state` adds. A column of maxima keeps what any state ever added to it; a sum does not.
+    fn deltas(&self, state: &Self::State, deltas: &mut Deltas<'_>);
 }
 
 /// How the parts of a column combine.
@@ -50,6 +61,19 @@ pub struct Delta {
     pub values: Vec<Option<i64>>,
 }
 
+/// What a run of events adds to a rollup.
+#[derive(Debug)]
+pub struct Counted {
+    /// Each with the place of its event.
+    pub deltas: Vec<(LogPosition, Delta)>,
+    /// How many of the events are in it.
+    pub consumed: usize,
+    /// The state to be kept for the aggregate, as JSON; `None` when there is none.
+    pub state: Option<String>,
+    /// Why the event at `consumed` is not in it; `None` when all are.
+    pub error: Option<ProjectionError>,
+}
+
 /// Collects deltas. Several for one key combine.
 #[derive(Debug)]
 pub struct Deltas<'a> {
@@ -58,7 +82,24 @@ pub struct Deltas<'a> {
     error: Option<String>,
 }
 
-impl Deltas<'_> {
+impl<'a> Deltas<'a> {
+    fn new(columns: &'a [Column]) -> Self {
+        Self { columns, rows: BTreeMap::new(), error: None }
+    }
+
+    /// Turns what a state adds into what it adds more than `before` did.
+    fn subtract(&mut self, before: &Deltas<'_>) -> Result<(), String> {
+        let columns = self.columns;
+        for (key, held) in &before.rows {
+            let values = self.rows.entry(key.clone()).or_insert_with(|| vec![None; columns.len()]);
+            for ((column, value), held) in columns.iter().zip(values).zip(held) {
+                *value = difference(column.combine, *held, *value)?;
+            }
+        }
+        self.rows.retain(|_, values| values.iter().any(Option::is_some));
+        Ok(())
+    }
+
     /// Combines `value` into `column` of the row at `key`.
     pub fn add(&mut self, key: impl Into<String>, column: &str, value: i64) {
         if let Err(reason) = self.try_add(key.into(), column, value) {
@@ -88,6 +129,19 @@ fn combine(how: Combine, held: Option<i64>, value: i64) -> Result<i64, String> {
         (Some(held), Combine::Max) => Ok(held.max(value)),
         (Some(held), Combine::Sum) => {
             held.checked_add(value).ok_or_else(|| "a sum left 64 bits".to_owned())
+        }
+    }
+}
+
+/// What brings a part from `held` to `value`; `None` when nothing has to.
+fn difference(how: Combine, held: Option<i64>, value: Option<i64>) -> Result<Option<i64>, String> {
+    match (held, value, how) {
+        (None, value, _) => Ok(value),
+        (Some(held), value, _) if value == Some(held) => Ok(None),
+        (Some(_), value, Combine::Max) => Ok(value),
+        (Some(held), value, Combine::Sum) => {
+            let changed = value.unwrap_or(0).checked_sub(held);
+            changed.map(Some).ok_or_else(|| "a sum left 64 bits".to_owned())
         }
     }
 }
@@ -153,16 +207,55 @@ impl RollupDefinition {
         self.columns.iter().map(|column| column.name)
     }
 
-    /// What one event adds.
-    pub fn deltas(&self, event: &Event) -> Result<Vec<Delta>, ProjectionError> {
-        let mut deltas = Deltas { columns: &self.columns, rows: BTreeMap::new(), error: None };
-        guarded(|| self.rollup.deltas(event, &self.upcasters, &mut deltas))?;
+    /// What `events` add, which follow `before` in the order of their aggregate without a gap. Goes
+    /// as far as it can.
+    pub fn count(&self, before: &StoredState, events: &[&Event]) -> Counted {
+        let mut deltas = Vec::new();
+        if events.is_empty() {
+            return Counted { deltas, consumed: 0, state: before.state.clone(), error: None };
+        }
+        let (consumed, error) = match self.count_into(before, events, &mut deltas) {
+            Ok(state) => return Counted { deltas, consumed: events.len(), state, error: None },
+            Err(failed) => failed,
+        };
+        // A fold that fails has consumed its state, so it starts again and stops before.
+        deltas.clear();
+        match self.count_into(before, &events[..consumed], &mut deltas) {
+            Ok(state) => Counted { deltas, consumed, state, error: Some(error) },
+            Err((_, error)) => {
+                let state = before.state.clone();
+                Counted { deltas: Vec::new(), consumed: 0, state, error: Some(error) }
+            }
+        }
+    }
+
+    /// The state after `events`, or the place of the one that failed.
+    fn count_into(
+        &self,
+        before: &StoredState,
+        events: &[&Event],
+        deltas: &mut Vec<(LogPosition, Delta)>,
+    ) -> Result<Option<String>, (usize, ProjectionError)> {
+        let mut folded = self.rollup.begin(before).map_err(|error| (0, error))?;
+        for (place, event) in events.iter().enumerate() {
+            let added;
+            (folded, added) = self.step(folded, event).map_err(|error| (place, error))?;
+            deltas.extend(added.into_iter().map(|delta| (event.at, delta)));
+        }
+        let last = events.len().saturating_sub(1);
+        self.rollup.end(&folded).map_err(|error| (last, error))
+    }
+
+    fn step(&self, folded: Folded, event: &Event) -> Result<(Folded, Vec<Delta>), ProjectionError> {
+        let mut deltas = Deltas::new(&self.columns);
+        let folded = guarded(|| self.rollup.step(folded, event, &self.upcasters, &mut deltas))?;
         match deltas.error {
             Some(reason) => {
                 Err(ProjectionError::Row { view: self.view.name().to_string(), reason })
             }
             None => {
-                Ok(deltas.rows.into_iter().map(|(key, values)| Delta { key, values }).collect())
+                let rows = deltas.rows.into_iter();
+                Ok((folded, rows.map(|(key, values)| Delta { key, values }).collect()))
             }
         }
     }
@@ -203,26 +296,83 @@ impl RollupDefinition {
     }
 }
 
-/// A [`Rollup`] without its types.
+/// A [`Rollup`] or a [`Summary`] without its types.
 pub(crate) trait ErasedRollup: Send + Sync {
-    fn deltas(
+    /// What was kept for an aggregate.
+    fn begin(&self, before: &StoredState) -> Result<Folded, ProjectionError>;
+
+    /// What the next event adds.
+    fn step(
         &self,
+        folded: Folded,
         event: &Event,
         upcasters: &Upcasters,
         deltas: &mut Deltas<'_>,
-    ) -> Result<(), ProjectionError>;
+    ) -> Result<Folded, ProjectionError>;
+
+    /// What is to be kept.
+    fn end(&self, folded: &Folded) -> Result<Option<String>, ProjectionError>;
 }
 
 pub(crate) struct TypedRollup<R>(pub(crate) R);
 
 impl<R: Rollup> ErasedRollup for TypedRollup<R> {
-    fn deltas(
+    fn begin(&self, _: &StoredState) -> Result<Folded, ProjectionError> {
+        Ok(Folded::nothing())
+    }
+
+    fn step(
         &self,
+        folded: Folded,
         event: &Event,
         upcasters: &Upcasters,
         deltas: &mut Deltas<'_>,
-    ) -> Result<(), ProjectionError> {
+    ) -> Result<Folded, ProjectionError> {
         let decoded = decode::<R::Event>(event, upcasters)?;
-        self.0.deltas(decoded, event, deltas).map_err(ProjectionError::Fold)
+        self.0.deltas(decoded, event, deltas).map_err(ProjectionError::Fold)?;
+        Ok(folded)
+    }
+
+    fn end(&self, _: &Folded) -> Result<Option<String>, ProjectionError> {
+        Ok(None)
+    }
+}
+
+pub(crate) struct TypedSummary<S>(pub(crate) TypedFold<S>);
+
+impl<S: Summary> TypedSummary<S> {
+    fn deltas(&self, folded: &Folded, deltas: &mut Deltas<'_>) {
+        if let Some(state) = folded.state::<S::State>() {
+            self.0.0.deltas(state, deltas);
+        }
+    }
+}
+
+impl<S: Summary> ErasedRollup for TypedSummary<S> {
+    fn begin(&self, before: &StoredState) -> Result<Folded, ProjectionError> {
+        self.0.decode(before)
+    }
+
+    fn step(
+        &self,
+        folded: Folded,
+        event: &Event,
+        upcasters: &Upcasters,
+        deltas: &mut Deltas<'_>,
+    ) -> Result<Folded, ProjectionError> {
+        let mut before = Deltas::new(deltas.columns);
+        self.deltas(&folded, &mut before);
+        let folded = self.0.fold(folded, event, upcasters)?;
+        self.deltas(&folded, deltas);
+        if deltas.error.is_none()
+            && let Err(reason) = deltas.subtract(&before)
+        {
+            deltas.error = Some(reason);
+        }
+        Ok(folded)
+    }
+
+    fn end(&self, folded: &Folded) -> Result<Option<String>, ProjectionError> {
+        encode_state(&self.0, folded)
     }
 }

@@ -6,3 +6,4 @@ mod declaration;
 mod document;
 mod notes;
 mod postgres;
+mod summary;

@@ -406,8 +406,9 @@ async fn parts_of_a_rollup_add_up_across_partitions_and_batches() {
         for (owner, position, length) in batch {
             let data = format!(r#"{{"owner":"{owner}","length":{length}}}"#);
             let event = event(&note("n-1"), 1, *position, "Written", &data);
-            deltas
-                .extend(rollup.deltas(&event).unwrap().into_iter().map(|delta| (event.at, delta)));
+            let counted = rollup.count(&StoredState::NOTHING, &[&event]);
+            assert!(counted.error.is_none(), "{:?}", counted.error);
+            deltas.extend(counted.deltas);
         }
         let gathered = deltas.iter().map(|(at, delta)| (*at, delta));
         let changes = rollup.gather(partition, gathered).unwrap();

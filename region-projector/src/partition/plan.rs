@@ -13,8 +13,8 @@ use crate::health::chain_of;
 /// Reason of an aggregate whose events leave a version out.
 const REASON_GAP: &str = "gap";
 
-/// What the database says about the aggregates of a batch, read before it is applied. It holds for as
-/// long as fence and checkpoint do, which the commit checks.
+/// What the database says about the aggregates of a batch, read under the lock of the partition's
+/// checkpoint.
 #[derive(Debug, Default)]
 pub struct Known {
     /// States by aggregate id.
@@ -165,43 +165,36 @@ fn rollups<'a>(
     known: &Known,
     sorted: &mut Sorted<'a>,
 ) -> (StateWrites, RollupChanges) {
+    let (parking_count, letter_count) = (sorted.parkings.len(), sorted.letters.len());
     let mut states = StateWrites::default();
     let mut deltas: Vec<(LogPosition, Delta)> = Vec::new();
     for group in groups {
         let before = known.states.get(group[0].aggregate.id()).unwrap_or(&StoredState::NOTHING);
-        let mut counted: Option<&Event> = None;
-        for (place, event) in group.iter().enumerate() {
-            let version = counted.map_or(before.version(), |event| event.version);
-            match admit(version, event.version) {
-                Admission::Duplicate => sorted.duplicate_count += 1,
-                Admission::Gap => {
-                    let error = format!("version {} cannot follow {version}", event.version);
-                    sorted.park(&group[place..], REASON_GAP, &error);
-                    break;
-                }
-                Admission::Apply => match rollup.deltas(event) {
-                    Ok(added) => {
-                        deltas.extend(added.into_iter().map(|delta| (event.at, delta)));
-                        counted = Some(event);
-                    }
-                    Err(error) => {
-                        sorted.park(&group[place..], error.kind(), &chain_of(&error));
-                        break;
-                    }
-                },
+        let Admitted { run, gap, duplicate_count } = admitted(before.version(), group);
+        sorted.duplicate_count += duplicate_count;
+        let events: Vec<&Event> = run.iter().map(|place| group[*place]).collect();
+        let counted = rollup.count(before, &events);
+        deltas.extend(counted.deltas);
+        match (counted.error, gap) {
+            (Some(error), _) => {
+                let place = run.get(counted.consumed).copied().unwrap_or_default();
+                sorted.park(&group[place..], error.kind(), &chain_of(&error));
             }
+            (None, Some((place, error))) => sorted.park(&group[place..], REASON_GAP, &error),
+            (None, None) => {}
         }
-        if let Some(newest) = counted {
-            note_counted(&mut states, partition, before, group[0], newest);
+        if let Some(newest) = events[..counted.consumed].last() {
+            note_counted(&mut states, partition, before, (group[0], newest), counted.state);
         }
     }
     match rollup.gather(partition, deltas.iter().map(|(at, delta)| (*at, delta))) {
         Ok(changes) => (states, changes),
         Err(error) => {
-            // A sum that leaves 64 bits within one batch: no single event is at fault, so all are.
-            let parked: HashSet<AggregateId> =
-                sorted.parkings.iter().map(|parking| parking.aggregate.clone()).collect();
-            for group in groups.iter().filter(|group| !parked.contains(&group[0].aggregate)) {
+            // A sum that leaves 64 bits within one batch: no single event is at fault, so all are, and
+            // what an aggregate had counted before it stopped is not counted either.
+            sorted.parkings.truncate(parking_count);
+            sorted.letters.truncate(letter_count);
+            for group in groups {
                 sorted.park(group, error.kind(), &chain_of(&error));
             }
             (StateWrites::default(), RollupChanges::default())
@@ -209,13 +202,43 @@ fn rollups<'a>(
     }
 }
 
-/// The state of a rollup says which versions it has counted, and nothing else.
+/// The places of the events of a group that follow what is counted, and of the first that leaves a
+/// version out.
+#[derive(Default)]
+struct Admitted {
+    run: Vec<usize>,
+    gap: Option<(usize, String)>,
+    duplicate_count: usize,
+}
+
+fn admitted(counted: Version, group: &[&Event]) -> Admitted {
+    let mut admitted = Admitted::default();
+    let mut version = counted;
+    for (place, event) in group.iter().enumerate() {
+        match admit(version, event.version) {
+            Admission::Apply => {
+                version = event.version;
+                admitted.run.push(place);
+            }
+            Admission::Duplicate => admitted.duplicate_count += 1,
+            Admission::Gap => {
+                let error = format!("version {} cannot follow {version}", event.version);
+                admitted.gap = Some((place, error));
+                break;
+            }
+        }
+    }
+    admitted
+}
+
+/// The state of a rollup says which versions it has counted, and what they came to where the rules
+/// need that.
 fn note_counted(
     states: &mut StateWrites,
     partition: u16,
     before: &StoredState,
-    first: &Event,
-    newest: &Event,
+    (first, newest): (&Event, &Event),
+    state: Option<String>,
 ) {
     let is_new = before.version() == Version::ZERO;
     let created = if is_new { first.at.position } else { before.created() };
@@ -226,5 +249,5 @@ fn note_counted(
     states.epochs.push(newest.at.epoch.as_i32());
     states.positions.push(newest.at.position.as_i64());
     states.created_positions.push(created.as_i64());
-    states.states.push(None);
+    states.states.push(state);
 }

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
 mod append;
+mod cluster;
 mod epoch;
 mod once;
+mod processes;
 mod region;
 mod relay;
 mod settle;

@@ -58,19 +58,7 @@ impl Region {
     /// Every message of the stream, once it has as many as the log has events. Each must be its
     /// event's, under the sequence that is its position.
     pub async fn published(&self) -> Vec<Message> {
-        let last = assert_log_is_whole(&self.database.pool()).await as u64;
-        let context = self.operate().await;
-        let stream = until_stream_ends_at(&context, last).await;
-        let mut messages = Vec::new();
-        for sequence in 1..=last {
-            messages.push(Message::read(&stream, sequence).await);
-        }
-        let events = self.store.read_range(Position::ZERO, 100_000).await.unwrap();
-        for (event, message) in events.iter().zip(&messages) {
-            message.assert_is_of(event);
-        }
-        assert_eq!(events.len(), messages.len());
-        messages
+        assert_published(&self.operate().await, &self.database, &self.store).await
     }
 
     /// As a restore of an older backup would leave it.
@@ -172,6 +160,26 @@ pub fn polling() -> RelayConfig {
         ack_wait_max: Duration::from_secs(2),
         ..RelayConfig::new("us-east")
     }
+}
+
+/// As [`Region::published`], for any servers.
+pub async fn assert_published(
+    context: &jetstream::Context,
+    database: &Database,
+    store: &EventStore,
+) -> Vec<Message> {
+    let last = assert_log_is_whole(&database.pool()).await as u64;
+    let stream = until_stream_ends_at(context, last).await;
+    let mut messages = Vec::new();
+    for sequence in 1..=last {
+        messages.push(Message::read(&stream, sequence).await);
+    }
+    let events = store.read_range(Position::ZERO, 100_000).await.unwrap();
+    for (event, message) in events.iter().zip(&messages) {
+        message.assert_is_of(event);
+    }
+    assert_eq!(events.len(), messages.len());
+    messages
 }
 
 pub async fn until_stream_ends_at(context: &jetstream::Context, last: u64) -> stream::Stream {

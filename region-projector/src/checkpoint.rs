@@ -117,6 +117,30 @@ pub async fn take(
     Ok(held)
 }
 
+/// Takes one partition over, and with it the lock of its checkpoint until the transaction ends. `None`
+/// when the version has no such partition.
+pub async fn take_one(
+    connection: &mut PgConnection,
+    key: &VersionKey,
+    partition: u16,
+) -> Result<Option<Held>, CheckpointError> {
+    let row = sqlx::query!(
+        "update checkpoint set fence = fence + 1
+         where projection = $1 and version = $2 and partition = $3
+         returning partition, epoch, position, event_id, fence",
+        key.projection.as_str(),
+        key.version_column(),
+        i32::from(partition),
+    )
+    .fetch_optional(connection)
+    .await?;
+    let held = row.map(|row| {
+        held(row.partition, row.epoch, row.position, row.event_id, row.fence)
+            .ok_or(Senseless { partition: row.partition })
+    });
+    Ok(held.transpose()?)
+}
+
 /// The checkpoints as they are stored now.
 pub async fn stored(
     connection: &mut PgConnection,

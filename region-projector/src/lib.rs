@@ -12,6 +12,7 @@ pub mod announce;
 pub mod chain;
 pub mod checkpoint;
 pub mod config;
+pub mod dead_letters;
 pub mod engine;
 pub mod health;
 pub mod log;

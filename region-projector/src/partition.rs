@@ -1,17 +1,17 @@
 //! One partition: takes what has arrived, applies it in one transaction, says so.
 
 pub mod failure;
-mod parking;
+pub(crate) mod parking;
 pub mod plan;
 mod poison;
-mod write;
+pub(crate) mod write;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use consistency::{AggregateKey, CommittedAt, Event, Position};
 use projection::ProjectionDefinition;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -260,7 +260,7 @@ impl Running {
         }
     }
 
-    /// One try: read, decide, write, commit.
+    /// One try: lock, read, decide, write, commit.
     async fn attempt<'a>(
         &self,
         batch: &'a Batch,
@@ -268,15 +268,16 @@ impl Running {
     ) -> Result<Plan<'a>, Failed> {
         let Partition { key, definition, held, pool, .. } = &self.partition;
         let mut connection = pool.acquire().await?;
-        let mut known = write::load(&mut connection, key, definition, &batch.events).await?;
-        let plan = plan::plan(definition, held.partition, &batch.events, &mut known, condemned);
         let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
         let (through, at) = (batch.through, Some(batch.committed_at));
-        // First, so that everything else is written under the lock of its row.
+        // First, so that everything else is read and written under the lock of its row: a database
+        // that failed over may hand out a fence again, and then only the lock tells what is parked.
         if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
             transaction.rollback().await?;
-            return self.explain(through).await.map(|()| plan);
+            self.explain(through).await?;
+            return Ok(self.plan(&mut connection, batch, condemned).await?);
         }
+        let plan = self.plan(&mut transaction, batch, condemned).await?;
         if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
             transaction.rollback().await?;
             tracing::warn!(partition = self.name, "states are not as they were read");
@@ -284,6 +285,17 @@ impl Running {
         }
         transaction.commit().await?;
         Ok(plan)
+    }
+
+    async fn plan<'a>(
+        &self,
+        connection: &mut PgConnection,
+        batch: &'a Batch,
+        condemned: &Condemned,
+    ) -> Result<Plan<'a>, sqlx::Error> {
+        let Partition { key, definition, held, .. } = &self.partition;
+        let mut known = write::load(connection, key, definition, &batch.events).await?;
+        Ok(plan::plan(definition, held.partition, &batch.events, &mut known, condemned))
     }
 
     /// The checkpoint was not where we left it. It is all right only when an earlier try, whose
@@ -316,7 +328,8 @@ impl Running {
             let (aggregate, position) = (&parking.aggregate, parking.at.position);
             tracing::warn!(%aggregate, %position, reason = parking.reason, "aggregate parked");
         }
-        if !plan.parkings.is_empty() {
+        // An earlier try whose reply was lost may have parked them: then only letters are left here.
+        if !plan.letters.is_empty() {
             self.count_parked().await;
         }
     }

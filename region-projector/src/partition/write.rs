@@ -86,7 +86,8 @@ pub async fn write(
     Ok(true)
 }
 
-async fn write_states(
+/// Writes states. `false` when one is not at the version that it was read at.
+pub async fn write_states(
     connection: &mut PgConnection,
     definition: &ProjectionDefinition,
     states: &StateWrites,
@@ -109,7 +110,8 @@ async fn write_states(
     Ok(usize::try_from(written) == Ok(states.aggregate_ids.len()))
 }
 
-async fn write_rows(
+/// Writes what changed in a row view.
+pub async fn write_rows(
     connection: &mut PgConnection,
     view: &RowStatements,
     changes: &RowChanges,

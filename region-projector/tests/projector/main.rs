@@ -4,6 +4,7 @@
 
 mod apply;
 mod faults;
+mod letters;
 mod log;
 mod mirroring;
 mod reading;

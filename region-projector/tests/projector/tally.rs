@@ -93,3 +93,55 @@ pub fn domain_with_totals() -> Domain {
         Projection::rollup("totals", 1, "tally", "total", Totals).sum("total").max("largest");
     Domain::builder().projection(tallies).projection(totals).build().unwrap()
 }
+
+/// What a later release knows: another event type, and a newer schema of `Added`.
+#[derive(Serialize, Deserialize)]
+pub enum NewerTallyEvent {
+    Added { n: i64, times: i64 },
+    Moved { to: String },
+    Removed {},
+    Doubled {},
+}
+
+/// Has nothing against thirteen.
+struct NewerTallies;
+
+impl Fold for NewerTallies {
+    type State = Tally;
+    type Event = NewerTallyEvent;
+
+    fn fold(
+        &self,
+        state: Option<Tally>,
+        event: NewerTallyEvent,
+        _: &Event,
+    ) -> Result<Option<Tally>, FoldError> {
+        let mut tally = state.unwrap_or(Tally { sum: 0, list: "new".to_owned() });
+        match event {
+            NewerTallyEvent::Added { n, times } => tally.sum += n * times,
+            NewerTallyEvent::Moved { to } => tally.list = to,
+            NewerTallyEvent::Removed {} => return Ok(None),
+            NewerTallyEvent::Doubled {} => tally.sum *= 2,
+        }
+        Ok(Some(tally))
+    }
+}
+
+impl Document for NewerTallies {
+    fn rows(&self, tally: &Tally, rows: &mut Rows<'_>) {
+        Tallies.rows(tally, rows);
+    }
+}
+
+/// The same version of `tallies` in a later release.
+pub fn newer_domain() -> Domain {
+    let tallies = Projection::document("tallies", 1, "tally", NewerTallies)
+        .row("tally")
+        .list("by-list")
+        .partitions(4);
+    let once = |mut data: serde_json::Value| {
+        data["times"] = 1.into();
+        Ok(data)
+    };
+    Domain::builder().projection(tallies).upcaster("Added", 1, once).build().unwrap()
+}

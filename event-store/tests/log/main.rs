@@ -4,6 +4,7 @@
 
 mod append;
 mod cluster;
+mod contract;
 mod epoch;
 mod once;
 mod processes;

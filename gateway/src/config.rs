@@ -1,6 +1,9 @@
 //! The gateway's configuration, as its TOML file has it.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use consistency::{Key, KeyError, KeyId, KeyRing, LogId, Name, Policy};
 use process::{
@@ -267,7 +270,7 @@ pub struct ViewConfig {
 }
 
 /// Bounds of writes.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct WriteConfig {
     /// Largest event with its headers; at most the NATS server's `max_payload`.
@@ -276,11 +279,18 @@ pub struct WriteConfig {
     pub events_max: usize,
     /// How often a command is run again when its aggregate moved meanwhile.
     pub command_attempts_max: u32,
+    /// Types of aggregates whose writes must say which version they are meant for. Read at the primary.
+    pub if_match_required: BTreeSet<Name>,
 }
 
 impl Default for WriteConfig {
     fn default() -> Self {
-        Self { event_bytes_max: 512 * 1024, events_max: 500, command_attempts_max: 8 }
+        Self {
+            event_bytes_max: 512 * 1024,
+            events_max: 500,
+            command_attempts_max: 8,
+            if_match_required: BTreeSet::new(),
+        }
     }
 }
 

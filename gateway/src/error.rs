@@ -1,6 +1,6 @@
 //! What a request can come to instead of its answer, told apart by what the caller can do.
 
-use consistency::{LogPosition, Version};
+use consistency::{LogPosition, Name, Version};
 
 /// Why a request is not answered as it wished.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,12 @@ pub enum Error {
         /// Where its last event stands.
         at: LogPosition,
     },
+    /// Writes to aggregates of this type say which version they are meant for, and this one does not.
+    #[error("a write to an aggregate of type {0} takes If-Match, or If-None-Match for the first")]
+    PreconditionRequired(Name),
+    /// Another request used the key before.
+    #[error("the idempotency key was used by a request with another body")]
+    IdempotencyMismatch,
     /// A rule of the domain forbids it.
     #[error("rule {rule} is broken: {detail}")]
     RuleViolated {

@@ -7,7 +7,7 @@ use crate::{
     answer::Answer,
     error::Error,
     gateway::Gateway,
-    request::{CONSISTENCY_POLICY, Call, PREFER, PREFERENCE_APPLIED},
+    request::{CONSISTENCY_POLICY, Call, IDEMPOTENCY_REPLAYED, PREFER, PREFERENCE_APPLIED},
     status::{Outcome, Said},
     telemetry::Forwarded,
     token_carrier::CONSISTENCY_TOKEN,
@@ -104,7 +104,7 @@ fn outgoing_headers(gateway: &Gateway, call: &Call) -> HeaderMap {
 /// The primary's answer as ours: its status and body, the headers that say something about the body,
 /// and what it shows.
 fn answer(gateway: &Gateway, reply: Reply) -> Answer {
-    const KEPT: [HeaderName; 7] = [
+    const KEPT: [HeaderName; 8] = [
         header::CONTENT_TYPE,
         header::ETAG,
         header::LOCATION,
@@ -112,6 +112,7 @@ fn answer(gateway: &Gateway, reply: Reply) -> Answer {
         header::ALLOW,
         header::WWW_AUTHENTICATE,
         PREFERENCE_APPLIED,
+        IDEMPOTENCY_REPLAYED,
     ];
     let mut answer = Answer::empty(reply.status);
     for name in KEPT {

@@ -9,6 +9,8 @@ pub const CREDENTIAL: HeaderName = HeaderName::from_static("tidemark-credential"
 pub const HOP: HeaderName = HeaderName::from_static("tidemark-hop");
 /// Milliseconds that are left for the answer.
 pub const DEADLINE_MS: HeaderName = HeaderName::from_static("tidemark-deadline-ms");
+/// Who asked the region that forwards: its callers' idempotency keys are theirs alone.
+pub const CALLER: HeaderName = HeaderName::from_static("tidemark-caller");
 /// The log's head at the primary when it answered, as `<epoch>.<position>`.
 pub const HEAD: HeaderName = HeaderName::from_static("tidemark-head");
 

@@ -50,6 +50,10 @@ fn status_and_type(error: &Error) -> (StatusCode, &'static str) {
         }
         Error::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
         Error::VersionConflict { .. } => (StatusCode::PRECONDITION_FAILED, "version-conflict"),
+        Error::PreconditionRequired(_) => {
+            (StatusCode::PRECONDITION_REQUIRED, "precondition-required")
+        }
+        Error::IdempotencyMismatch => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-mismatch"),
         Error::RuleViolated { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "rule-violated"),
         Error::ReplicationPending(_) => (StatusCode::SERVICE_UNAVAILABLE, "replication-pending"),
         Error::Parked(_) => (StatusCode::SERVICE_UNAVAILABLE, "parked"),
@@ -113,6 +117,8 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
         | Error::UnknownView(_)
         | Error::UnsupportedMediaType
         | Error::TooLarge(_)
+        | Error::PreconditionRequired(_)
+        | Error::IdempotencyMismatch
         | Error::Internal(_) => {}
     }
 }
@@ -152,6 +158,8 @@ fn shown(error: &Error) -> Option<Token> {
         | Error::MethodNotAllowed(_)
         | Error::UnsupportedMediaType
         | Error::TooLarge(_)
+        | Error::PreconditionRequired(_)
+        | Error::IdempotencyMismatch
         | Error::ReplicationPending(_)
         | Error::Parked(_)
         | Error::WaitersFull

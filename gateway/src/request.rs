@@ -22,6 +22,8 @@ pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-a
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Scoped by caller, method and path.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// `true` on an answer that was given before, to the first request under its key.
+pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// A request.
 #[derive(Debug)]

@@ -1,15 +1,17 @@
 //! Writes: appended at the primary, forwarded from everywhere else.
 
 mod command;
+mod once;
 
 use consistency::{
-    AggregateId, Claim, EventId, LogPosition, Name, SchemaVersion, Traceparent, Version,
+    AggregateId, Claim, EventId, LogPosition, Name, Position, SchemaVersion, Traceparent, Version,
 };
-use event_store::{Append, AppendError, Appended, EventStore, Expected, InvalidAppend, NewEvent};
+use event_store::{
+    Append, AppendError, Appended, EventStore, Expected, Idempotency, InvalidAppend, NewEvent, Once,
+};
 use http::{HeaderName, StatusCode, header};
-use serde::Deserialize;
-use serde_json::{json, value::RawValue};
-use sha2::{Digest as _, Sha256};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
@@ -17,13 +19,12 @@ use crate::{
     error::Error,
     forward,
     gateway::{Gateway, Role},
-    request::{self, Call, IDEMPOTENCY_KEY},
+    request::{self, Call},
 };
 
 pub use command::command;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 /// The body of an append.
 #[derive(Debug, Deserialize)]
@@ -53,6 +54,8 @@ pub async fn append(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Res
         Role::Primary(store) => store,
     };
     let expected = call.expected()?;
+    demand_condition(gateway, &aggregate, expected)?;
+    let key = once::key(call)?;
     let body: Body = serde_json::from_slice(call.json_body()?)
         .map_err(|error| Error::BadRequest(format!("the body is not an append: {error}")))?;
     let events = body.events.into_iter().map(|event| NewEvent {
@@ -61,55 +64,65 @@ pub async fn append(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Res
         schema_version: event.schema_version,
         data: String::from(Box::<str>::from(event.data)),
     });
-    let append = appending(call, aggregate.clone(), expected, events.collect())?;
-    let appended = commit(gateway, store, call, append).await?;
-    Ok(written(&aggregate, &appended))
+    let append = appending(call, aggregate, expected, events.collect());
+    commit(gateway, store, call, append, key).await
 }
 
-/// The append of a request: its ids, its trace and the hash of its key.
+/// The append of a request: its ids and its trace.
 fn appending(
     call: &Call,
     aggregate: AggregateId,
     expected: Expected,
     events: Vec<NewEvent>,
-) -> Result<Append, Error> {
+) -> Append {
     let traceparent = call.headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let request_id = Uuid::now_v7();
-    Ok(Append {
+    Append {
         aggregate,
         expected,
         events,
         correlation_id: request_id,
         causation_id: request_id,
-        idempotency_key_hash: idempotency_key_hash(call)?,
+        idempotency_key_hash: None,
         traceparent: traceparent.and_then(Traceparent::parse),
-    })
+    }
 }
 
-/// Scoped by method and path: the same key on another path is another key.
-fn idempotency_key_hash(call: &Call) -> Result<Option<[u8; 32]>, Error> {
-    let Some(key) = call.headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    if key.is_empty() || IDEMPOTENCY_KEY_BYTES_MAX < key.len() {
-        let said = format!("Idempotency-Key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
-        return Err(Error::BadRequest(said));
+/// Refuses a write that does not say which version it is meant for, where it has to.
+fn demand_condition(
+    gateway: &Gateway,
+    aggregate: &AggregateId,
+    expected: Expected,
+) -> Result<(), Error> {
+    let required = gateway.config.write.if_match_required.contains(aggregate.kind());
+    match expected {
+        Expected::Any if required => Err(Error::PreconditionRequired(aggregate.kind().clone())),
+        Expected::Any | Expected::MustNotExist | Expected::Last { .. } => Ok(()),
     }
-    let mut hash = Sha256::new();
-    for part in [call.method.as_str().as_bytes(), call.path.as_bytes(), key.as_bytes()] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    Ok(Some(hash.finalize().into()))
 }
 
-/// Appends within the request's deadline. An append that is not over by then may yet be committed.
+/// Appends within the request's deadline, once if there is a key. An append that is not over by then
+/// may yet be committed.
 async fn commit(
     gateway: &Gateway,
     store: &EventStore,
     call: &Call,
     append: Append,
-) -> Result<Appended, Error> {
-    let committed = match tokio::time::timeout_at(call.deadline, store.append(append)).await {
-        Ok(Ok(appended)) => Ok(appended),
+    key: Option<Idempotency>,
+) -> Result<Answer, Error> {
+    let aggregate = append.aggregate.clone();
+    let appending = async {
+        match key {
+            None => store.append(append).await.map(Once::Appended),
+            Some(key) => {
+                let marked = Append { idempotency_key_hash: Some(once::mark(&key)), ..append };
+                store.append_once(marked, key).await
+            }
+        }
+    };
+    let committed = match tokio::time::timeout_at(call.deadline, appending).await {
+        Ok(Ok(Once::Repeated(repeat))) => return once::repeated(gateway, repeat),
+        Ok(Ok(Once::Appended(appended))) => Ok(appended),
         Ok(Err(error)) => Err(refused(error)),
         Err(_) => Err(Error::OutcomeUnknown { source: None }),
     };
@@ -118,10 +131,9 @@ async fn commit(
         Err(Error::VersionConflict { .. }) => "conflict",
         Err(_) => "failed",
     });
-    if let Ok(appended) = &committed {
-        gateway.currency.saw_head(appended.last_position());
-    }
-    committed
+    let appended = committed?;
+    gateway.currency.saw_head(appended.last_position());
+    Ok(written(&aggregate, &appended))
 }
 
 fn refused(error: AppendError) -> Error {
@@ -148,24 +160,43 @@ fn refused(error: AppendError) -> Error {
     }
 }
 
+/// The body of an answer to what was appended. A struct, because its members keep their order.
+#[derive(Serialize)]
+struct Written<'a> {
+    aggregate_type: &'a Name,
+    aggregate_id: &'a str,
+    version: Version,
+    position: Position,
+    events: Vec<WrittenEvent<'a>>,
+}
+
+#[derive(Serialize)]
+struct WrittenEvent<'a> {
+    position: Position,
+    version: Version,
+    id: &'a EventId,
+}
+
 /// 201 for the first event of an aggregate, else 200.
+///
+/// These are the rules of [`AnswerFormat::FIRST`](event_store::AnswerFormat::FIRST): status, headers and
+/// body are a pure function of what was appended, so a repeat is answered byte for byte like the first.
+/// They are never changed; other ones get another format.
 fn written(aggregate: &AggregateId, appended: &Appended) -> Answer {
     let version = appended.last_version();
     let at = appended.last_position();
-    let events = (0u64..).zip(&appended.event_ids).map(|(nth, id)| {
-        json!({
-            "position": appended.first_position.plus(nth),
-            "version": appended.first_version.plus(nth),
-            "id": id,
-        })
+    let events = (0u64..).zip(&appended.event_ids).map(|(nth, id)| WrittenEvent {
+        position: appended.first_position.plus(nth),
+        version: appended.first_version.plus(nth),
+        id,
     });
-    let body = json!({
-        "aggregate_type": aggregate.kind(),
-        "aggregate_id": aggregate.id(),
-        "version": version,
-        "position": at.position,
-        "events": events.collect::<Vec<_>>(),
-    });
+    let body = Written {
+        aggregate_type: aggregate.kind(),
+        aggregate_id: aggregate.id(),
+        version,
+        position: at.position,
+        events: events.collect(),
+    };
     let is_new = appended.first_version == Version::ZERO.next();
     let answer = if is_new {
         let location = format!("/v1/aggregates/{}/{}", aggregate.kind(), aggregate.id());
@@ -180,4 +211,35 @@ fn written(aggregate: &AggregateId, appended: &Appended) -> Answer {
 /// The tag of an aggregate's state.
 pub fn tag(at: LogPosition, version: Version) -> String {
     format!("\"{}.{version}\"", at.epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use consistency::{CommittedAt, Epoch};
+
+    use super::*;
+
+    #[test]
+    fn the_first_answer_format_is_made_of_these_bytes() {
+        let aggregate = AggregateId::new(Name::new("order").unwrap(), "o-1").unwrap();
+        let appended = |first_version| Appended {
+            epoch: Epoch::FIRST,
+            first_version: Version::new(first_version).unwrap(),
+            first_position: Position::new(41).unwrap(),
+            committed_at: CommittedAt::from_unix_micros(0),
+            event_ids: vec![EventId::new(Uuid::from_u128(1)), EventId::new(Uuid::from_u128(2))],
+        };
+        let first = written(&aggregate, &appended(1));
+        assert_eq!(first.status, StatusCode::CREATED);
+        assert_eq!(first.headers[header::LOCATION], "/v1/aggregates/order/o-1");
+        assert_eq!(first.headers[header::ETAG], "\"1.2\"");
+        let body = concat!(
+            r#"{"aggregate_type":"order","aggregate_id":"o-1","version":2,"position":42,"events":["#,
+            r#"{"position":41,"version":1,"id":"00000000-0000-0000-0000-000000000001"},"#,
+            r#"{"position":42,"version":2,"id":"00000000-0000-0000-0000-000000000002"}]}"#,
+        );
+        assert_eq!(first.body, body);
+        let later = written(&aggregate, &appended(7));
+        assert_eq!((later.status, later.headers.get(header::LOCATION)), (StatusCode::OK, None));
+    }
 }

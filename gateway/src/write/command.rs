@@ -2,13 +2,13 @@
 //! they are appended only if the aggregate has not moved meanwhile.
 
 use consistency::{AggregateId, EventId, Version};
-use event_store::{EventStore, Expected, NewEvent};
+use event_store::{EventStore, Expected, Idempotency, NewEvent};
 use http::{StatusCode, header};
 use projection::{CommandError, Folded, NewEventData, Prepared};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{appending, commit, tag, written};
+use super::{appending, commit, demand_condition, once, tag};
 use crate::{
     answer::{Answer, read_of},
     error::Error,
@@ -26,26 +26,59 @@ pub async fn command(gateway: &Gateway, call: &Call, name: &str) -> Result<Answe
         Role::Primary(store) => store,
     };
     let asked = call.expected()?;
+    let key = once::key(call)?;
+    let body = call.json_body()?;
+    // The rules would refuse the repeat of what they allowed.
+    if let Some(answer) = once::answered(gateway, store, call, key.as_ref()).await? {
+        return Ok(answer);
+    }
     let nowhere = consistency::LogPosition::ORIGIN;
-    let prepared = definition.prepare(call.json_body()?).map_err(|error| broken(error, nowhere))?;
-    let attempts_max = gateway.config.write.command_attempts_max;
-    for attempt in 1.. {
+    let prepared = definition.prepare(body).map_err(|error| broken(error, nowhere))?;
+    demand_condition(gateway, prepared.target(), asked)?;
+    let without = match run(gateway, store, call, &prepared, (asked, key)).await {
+        Ok(Ran::Appended(answer)) => return Ok(answer),
+        Ok(Ran::Unchanged(answer)) => Ok(answer),
+        Err(error @ (Error::RuleViolated { .. } | Error::VersionConflict { .. })) => Err(error),
+        Err(error) => return Err(error),
+    };
+    // What stood in the way may be the first request under the key, committed after it was asked for.
+    let repeated = once::answered(gateway, store, call, key.as_ref()).await?;
+    repeated.map_or(without, Ok)
+}
+
+/// What a command came to that its rules allow.
+enum Ran {
+    /// There are new events, now or since the first request under the same key.
+    Appended(Answer),
+    /// There was nothing to be done.
+    Unchanged(Answer),
+}
+
+/// Decides and appends, again and again while others are quicker.
+async fn run(
+    gateway: &Gateway,
+    store: &EventStore,
+    call: &Call,
+    prepared: &Prepared,
+    (asked, key): (Expected, Option<Idempotency>),
+) -> Result<Ran, Error> {
+    for _ in 0..gateway.config.write.command_attempts_max {
         let state = folded(gateway, store, call, prepared.target()).await?;
         meets(&state, asked)?;
-        let events = decided(gateway, store, call, &prepared, &state).await?;
+        let events = decided(gateway, store, call, prepared, &state).await?;
         if events.is_empty() {
-            return Ok(unchanged(prepared.target(), &state));
+            return Ok(Ran::Unchanged(unchanged(prepared.target(), &state)));
         }
-        let append = appending(call, prepared.target().clone(), at_version(&state), events)?;
-        match commit(gateway, store, call, append).await {
-            Ok(appended) => return Ok(written(prepared.target(), &appended)),
+        let append = appending(call, prepared.target().clone(), at_version(&state), events);
+        match commit(gateway, store, call, append, key).await {
+            Ok(answer) => return Ok(Ran::Appended(answer)),
             // Somebody else was quicker. Decide again on what they made of it, unless the caller
             // named the version that it decided on itself.
-            Err(Error::VersionConflict { .. })
-                if asked == Expected::Any && attempt < attempts_max => {}
+            Err(Error::VersionConflict { .. }) if asked == Expected::Any => {}
             Err(error) => return Err(error),
         }
     }
+    // The caller expects nothing of the aggregate, so there is no version to tell it of.
     Err(Error::Overloaded)
 }
 

@@ -4,6 +4,7 @@
 mod bad_input;
 mod ends;
 mod lists;
+mod once;
 mod policies;
 mod projector;
 mod reads;

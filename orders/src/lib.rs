@@ -8,12 +8,15 @@ mod order;
 mod order_command;
 mod product;
 mod rule;
+mod totals;
+mod upcast;
 mod view;
 
-use projection::{Domain, DomainError, Projection};
+use projection::{Domain, DomainBuilder, DomainError, Projection};
+use totals::TotalsBy;
 
 pub use customer::{Customer, CustomerEvent, Customers, RegisterCustomer, RenameCustomer};
-pub use order::{Line, Order, OrderEvent, Orders, Status};
+pub use order::{Currency, Line, Order, OrderEvent, Orders, Status};
 pub use order_command::{
     AddItem, CancelOrder, DeliverOrder, PlaceOrder, RemoveItem, RequestedItem, ShipOrder,
 };
@@ -24,10 +27,11 @@ pub use rule::{
 };
 pub use view::{OrderDetail, OrderSummary};
 
-/// Aggregate types `order`, `customer` and `product`, their commands, and the projection `orders`
-/// with its views `order-detail`, `orders-by-customer` and `orders-by-status`.
+/// Aggregate types `order`, `customer` and `product`, their commands, the projection `orders` with
+/// its views `order-detail`, `orders-by-customer` and `orders-by-status`, and the rollups
+/// `customer-summary`, `product-stats` and `sales-by-day`.
 pub fn domain() -> Result<Domain, DomainError> {
-    Domain::builder()
+    let domain = Domain::builder()
         .aggregate("order", Orders)
         .aggregate("customer", Customers)
         .aggregate("product", Products)
@@ -41,12 +45,14 @@ pub fn domain() -> Result<Domain, DomainError> {
         .command::<RenameCustomer>()
         .command::<CreateProduct>()
         .command::<ChangePrice>()
+        .upcaster("OrderPlaced", 1, upcast::order_placed_from_1)
+        .upcaster("OrderPlaced", 2, upcast::order_placed_from_2)
         .projection(
             Projection::document("orders", 1, "order", Orders)
                 .row("order-detail")
                 .list("orders-by-customer")
                 .list("orders-by-status")
                 .partitions(8),
-        )
-        .build()
+        );
+    TotalsBy::projections().into_iter().fold(domain, DomainBuilder::projection).build()
 }

@@ -13,6 +13,9 @@ pub struct Order {
     pub customer_name: String,
     /// How far it is.
     pub status: Status,
+    /// What its prices are in.
+    #[serde(default)]
+    pub currency: Currency,
     /// One line for each product, never empty.
     pub items: Vec<Line>,
     /// When it was placed, in microseconds since 1970 by the log's clock.
@@ -45,6 +48,16 @@ impl Status {
     }
 }
 
+/// What prices are in. There is one, so that every sum is of one currency; an order in another is
+/// refused wherever it comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Currency {
+    /// Euro, in cents.
+    #[default]
+    #[serde(rename = "EUR")]
+    Eur,
+}
+
 /// A product in an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
@@ -61,12 +74,16 @@ pub struct Line {
 /// What can happen to an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OrderEvent {
-    /// The first event.
+    /// The first event. Its older schemas are in [`crate::upcast`].
     OrderPlaced {
         /// Who ordered.
         customer_id: String,
         /// The customer's name.
         customer_name: String,
+        /// What its prices are in.
+        currency: Currency,
+        /// What its items cost together.
+        total_cents: u64,
         /// One line for each product.
         items: Vec<Line>,
     },
@@ -89,6 +106,13 @@ pub enum OrderEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+}
+
+impl Line {
+    /// What it costs; `None` when that leaves 64 bits.
+    pub fn total_cents(&self) -> Option<u64> {
+        self.unit_price_cents.checked_mul(u64::from(self.quantity))
+    }
 }
 
 impl Order {
@@ -147,9 +171,7 @@ impl Order {
 
 /// What lines cost together; `None` when that leaves 64 bits.
 pub(crate) fn total_cents(items: &[Line]) -> Option<u64> {
-    items.iter().try_fold(0_u64, |total, line| {
-        total.checked_add(line.unit_price_cents.checked_mul(u64::from(line.quantity))?)
-    })
+    items.iter().try_fold(0_u64, |total, line| total.checked_add(line.total_cents()?))
 }
 
 /// The rules of aggregate type `order`. Whether an event should have happened was its command's to
@@ -168,13 +190,21 @@ impl Fold for Orders {
         envelope: &Event,
     ) -> Result<Option<Order>, FoldError> {
         let order = match (state, event) {
-            (None, OrderEvent::OrderPlaced { customer_id, customer_name, items }) => Order {
-                customer_id,
-                customer_name,
-                status: Status::Placed,
-                items,
-                placed_at_unix_us: envelope.committed_at.unix_micros(),
-            },
+            (None, OrderEvent::OrderPlaced { total_cents: said, items, .. })
+                if total_cents(&items) != Some(said) =>
+            {
+                return Err(FoldError::new("total is not what the items cost"));
+            }
+            (None, OrderEvent::OrderPlaced { customer_id, customer_name, currency, items, .. }) => {
+                Order {
+                    customer_id,
+                    customer_name,
+                    status: Status::Placed,
+                    currency,
+                    items,
+                    placed_at_unix_us: envelope.committed_at.unix_micros(),
+                }
+            }
             (None, _) => return Err(FoldError::new("order is not placed")),
             (Some(order), event) => order.after(event)?,
         };

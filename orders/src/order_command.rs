@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::total_cents;
 use crate::rule::{self, ITEM_COUNT_MAX, REASON_BYTES_MAX, TOTAL_CENTS_MIN};
-use crate::{Customer, Line, Order, OrderEvent, Orders, Product, Status};
+use crate::{Currency, Customer, Line, Order, OrderEvent, Orders, Product, Status};
 
 /// Places a new order.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,10 +62,12 @@ impl Command for PlaceOrder {
             let line = line(&items, &item.product_id, item.quantity, found)?;
             items = with_line(items, line)?;
         }
-        check_total(&items)?;
+        let total_cents = check_total(&items)?;
         Ok(vec![OrderEvent::OrderPlaced {
             customer_id: self.customer_id.clone(),
             customer_name: customer.name.clone(),
+            currency: Currency::default(),
+            total_cents,
             items,
         }])
     }
@@ -298,13 +300,14 @@ fn check_item_count(count: usize) -> Result<(), CommandError> {
     Err(CommandError::rule("item-count-maximum", detail))
 }
 
-fn check_total(items: &[Line]) -> Result<(), CommandError> {
+/// What the items cost together, when that is within its bounds.
+fn check_total(items: &[Line]) -> Result<u64, CommandError> {
     match total_cents(items) {
         None => Err(CommandError::rule("order-total-maximum", "the total is too large")),
         Some(total) if total < TOTAL_CENTS_MIN => {
             let detail = format!("the total is {total} cents, {TOTAL_CENTS_MIN} is the least");
             Err(CommandError::rule("order-total-minimum", detail))
         }
-        Some(_) => Ok(()),
+        Some(total) => Ok(total),
     }
 }

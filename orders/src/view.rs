@@ -3,7 +3,7 @@
 use projection::{Document, Rows};
 use serde::{Deserialize, Serialize};
 
-use crate::{Line, Order, Orders, Status};
+use crate::{Currency, Line, Order, Orders, Status};
 
 /// A row of `order-detail`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct OrderDetail {
     pub status: Status,
     /// One line for each product.
     pub items: Vec<Line>,
+    /// What its prices are in.
+    pub currency: Currency,
     /// What it costs.
     pub total_cents: u64,
     /// When it was placed, in microseconds since 1970 by the log's clock.
@@ -37,6 +39,8 @@ pub struct OrderSummary {
     pub status: Status,
     /// How many products it is of.
     pub item_count: usize,
+    /// What its prices are in.
+    pub currency: Currency,
     /// What it costs.
     pub total_cents: u64,
     /// When it was placed, in microseconds since 1970 by the log's clock.
@@ -54,6 +58,7 @@ impl Document for Orders {
             customer_name: order.customer_name.clone(),
             status: order.status,
             item_count: order.items.len(),
+            currency: order.currency,
             total_cents,
             placed_at_unix_us: order.placed_at_unix_us,
         };
@@ -67,6 +72,7 @@ impl Document for Orders {
                 customer_name: order.customer_name.clone(),
                 status: order.status,
                 items: order.items.clone(),
+                currency: order.currency,
                 total_cents,
                 placed_at_unix_us: order.placed_at_unix_us,
             },

@@ -38,7 +38,7 @@ impl Upcasters {
     }
 
     /// The data of `event` in the newest schema; `None` when they already are.
-    pub(crate) fn upcast(&self, event: &Event) -> Result<Option<Value>, ProjectionError> {
+    pub fn upcast(&self, event: &Event) -> Result<Option<Value>, ProjectionError> {
         let event_type = event.event_type.as_str();
         let (found, known) = (event.schema_version, self.current(event_type));
         if found == known {

@@ -28,39 +28,16 @@ impl Projector {
         sqlx::migrate!("../migrations/region").run(&pool).await.unwrap();
         let domain = orders::domain().unwrap();
         let definition = domain.projection("orders", 1).unwrap().clone();
-        for statement in &definition.statements().create {
-            sqlx::query(AssertSqlSafe(statement.to_string())).execute(&pool).await.unwrap();
+        for known in domain.projections() {
+            for statement in &known.statements().create {
+                sqlx::query(AssertSqlSafe(statement.to_string())).execute(&pool).await.unwrap();
+            }
+            activate(&pool, known).await;
         }
         let (user, password) = nats.credentials(User::Operator);
         let options = async_nats::ConnectOptions::with_user_and_password(user, password);
         let nats = options.connect(nats.url()).await.unwrap();
-        let projector = Self {
-            pool,
-            definition,
-            region,
-            nats,
-            states: HashMap::new(),
-            applied: Position::ZERO,
-        };
-        projector.activate().await;
-        projector
-    }
-
-    async fn activate(&self) {
-        let count = i32::from(self.definition.partition_count().get());
-        sqlx::query("insert into projection_version values ('orders', 1, $1, true)")
-            .bind(count)
-            .execute(&self.pool)
-            .await
-            .unwrap();
-        sqlx::query(
-            "insert into checkpoint (projection, version, partition, epoch, position, event_id, fence)
-             select 'orders', 1, n, 1, 0, gen_random_uuid(), 0 from generate_series(0, $1 - 1) as n",
-        )
-        .bind(count)
-        .execute(&self.pool)
-        .await
-        .unwrap();
+        Self { pool, definition, region, nats, states: HashMap::new(), applied: Position::ZERO }
     }
 
     /// Commits the events up to `to`, and tells nobody.
@@ -190,4 +167,25 @@ impl Projector {
         .await
         .unwrap();
     }
+}
+
+/// Registers a projection whose partitions have read nothing. Those besides `orders` stay without
+/// rows: nobody asks for them here.
+async fn activate(pool: &PgPool, definition: &ProjectionDefinition) {
+    let count = i32::from(definition.partition_count().get());
+    sqlx::query("insert into projection_version values ($1, 1, $2, true)")
+        .bind(definition.name().as_str())
+        .bind(count)
+        .execute(pool)
+        .await
+        .unwrap();
+    sqlx::query(
+        "insert into checkpoint (projection, version, partition, epoch, position, event_id, fence)
+         select $1, 1, n, 1, 0, gen_random_uuid(), 0 from generate_series(0, $2 - 1) as n",
+    )
+    .bind(definition.name().as_str())
+    .bind(count)
+    .execute(pool)
+    .await
+    .unwrap();
 }

@@ -8,6 +8,7 @@ use projection::{Row, RowKey, StoredState};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::totals;
 use crate::world::{World, aggregate};
 
 fn any_order_id() -> impl Strategy<Value = &'static str> {
@@ -129,6 +130,21 @@ proptest! {
             let rows = projected(&world, &history, batch);
             prop_assert_eq!(&rows, &projected(&world, &history, history.len().max(1)));
             prop_assert_eq!(rows.len(), if replayed.exists() { 3 } else { 0 });
+        }
+        let customers = totals::rows(&world, "customer-summary");
+        let orders = ["o-1", "o-2"].map(|id| world.state::<Order>("order", id));
+        let stands = |order: &&Order| order.status != Status::Cancelled;
+        let standing: Vec<&Order> = orders.iter().flatten().filter(stands).collect();
+        let spent: u64 = standing.iter().map(|order| order.total_cents().unwrap()).sum();
+        let ada = customers.get("ada").cloned().unwrap_or_default();
+        prop_assert_eq!(ada["order_count"].as_u64().unwrap_or(0), standing.len() as u64);
+        prop_assert_eq!(ada["total_spent_cents"].as_u64().unwrap_or(0), spent);
+        let products = totals::rows(&world, "product-stats");
+        for id in ["pen", "desk", "clip"] {
+            let line = |order: &&Order| order.line(id).map(|line| u64::from(line.quantity));
+            let sold: u64 = standing.iter().filter_map(line).sum();
+            let counted = products.get(id).and_then(|row| row["quantity"].as_u64());
+            prop_assert_eq!(counted.unwrap_or(0), sold);
         }
     }
 }

@@ -4,5 +4,7 @@
 
 mod invariants;
 mod rules;
+mod schemas;
+mod totals;
 mod views;
 mod world;

@@ -46,7 +46,7 @@ fn an_event_is_written_with_its_fields_in_order() {
     assert_eq!(placed.event_type.as_str(), "OrderPlaced");
     assert_eq!(
         placed.data,
-        r#"{"customer_id":"ada","customer_name":"Ada Lovelace","items":[{"product_id":"pen","product_name":"Pen","unit_price_cents":250,"quantity":4},{"product_id":"desk","product_name":"Desk","unit_price_cents":18000,"quantity":1}]}"#
+        r#"{"customer_id":"ada","customer_name":"Ada Lovelace","currency":"EUR","total_cents":19000,"items":[{"product_id":"pen","product_name":"Pen","unit_price_cents":250,"quantity":4},{"product_id":"desk","product_name":"Desk","unit_price_cents":18000,"quantity":1}]}"#
     );
 }
 

@@ -8,5 +8,6 @@ mod letters;
 mod log;
 mod mirroring;
 mod reading;
+mod rollups;
 mod tally;
 mod world;

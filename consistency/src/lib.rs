@@ -26,7 +26,7 @@ pub use aggregate::{
     AGGREGATE_ID_BYTES_MAX, AggregateId, AggregateKey, NAME_BYTES_MAX, Name, NameError,
     PartitionCount, STREAM_SLOT_COUNT, fnv1a_32,
 };
-pub use announcement::Announcement;
+pub use announcement::{Announcement, AnnouncementSeal, SEAL_HEADER};
 pub use coherence::{Coherence, CoherenceScope, Raise};
 pub use currency::{Evidence, IdleProof, Parked, Verdict, judge, watermark};
 pub use decision::{Budget, Chain, Decision, Estimate, Place, Refusal, decide};

@@ -80,6 +80,11 @@ impl Token {
         self
     }
 
+    /// The holder also wrote something, at or below its read position, that is not known any more.
+    pub fn with_claims_forgotten(self) -> Self {
+        Self { claims_dropped: true, ..self }
+    }
+
     /// All that either holder knows. Both must have been judged into one epoch first; of two
     /// epochs the newer is kept, and with it only what was said in it.
     pub fn merge(self, other: Self) -> Self {

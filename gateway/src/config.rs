@@ -157,9 +157,13 @@ pub struct PrimaryConfig {
     pub name: Name,
     /// Its public listener, as in `http://10.0.0.1:8080`.
     pub url: String,
-    /// Requests under way to it at once.
+    /// Requests under way to it at once. They share one connection, so no more than the primary takes
+    /// on one (`listen.limits.streams_max` there).
     #[serde(default = "forwards_max_default")]
     pub forwards_max: usize,
+    /// How many of them may be reads, which may wait there; the rest is kept for writes.
+    #[serde(default = "forwarded_reads_max_default")]
+    pub forwarded_reads_max: usize,
     /// Bound on connecting to it.
     #[serde(default = "primary_connect_timeout_default")]
     pub connect_timeout: Period,
@@ -175,7 +179,11 @@ pub struct PrimaryConfig {
 }
 
 fn forwards_max_default() -> usize {
-    512
+    240
+}
+
+fn forwarded_reads_max_default() -> usize {
+    160
 }
 
 fn primary_connect_timeout_default() -> Period {
@@ -232,6 +240,8 @@ pub struct ReadConfig {
     pub page_items_default: u32,
     /// Events of one aggregate that are folded for one read.
     pub fold_events_max: u32,
+    /// Bound on one look at the database, so that there is time left to ask the primary.
+    pub query_timeout: Period,
     /// How long hints may be silent before checkpoints are polled for those who wait.
     pub hints_silence_max: Period,
     /// How often checkpoints are polled then.
@@ -253,6 +263,7 @@ impl Default for ReadConfig {
             page_items_max: 500,
             page_items_default: 50,
             fold_events_max: 100_000,
+            query_timeout: Period::from_secs(2),
             hints_silence_max: Period::from_secs(1),
             poll_interval: Period::from_millis(100),
             refresh_interval: Period::from_secs(2),
@@ -341,6 +352,8 @@ impl GatewayConfig {
                 url.is_some_and(|url| url.scheme_str() == Some("http") && url.host().is_some());
             demand(whole, "primary_region.url: must be a URL like http://10.0.0.1:8080");
             demand(0 < primary.forwards_max, "primary_region.forwards_max: must be above zero");
+            let room = primary.forwarded_reads_max < primary.forwards_max;
+            demand(room, "primary_region.forwarded_reads_max: must be below forwards_max");
         }
         mistakes
     }
@@ -355,6 +368,7 @@ impl GatewayConfig {
             (self.write.events_max, "write.events_max"),
             (self.write.command_attempts_max as usize, "write.command_attempts_max"),
             (self.read.poll_interval.millis() as usize, "read.poll_interval"),
+            (self.read.query_timeout.millis() as usize, "read.query_timeout"),
             (self.read.refresh_interval.millis() as usize, "read.refresh_interval"),
             (self.listen.request_timeout.millis() as usize, "listen.request_timeout"),
         ];

@@ -90,8 +90,8 @@ impl Currency {
 
     /// A projector says that it moved on.
     pub fn heard(&self, said: &Announcement, now: Instant) {
-        self.saw_head(LogPosition::new(said.epoch, said.head));
-        if self.boards.contains_key(&said.projection) {
+        if self.boards.contains_key(&said.projection) && said.is_coherent() {
+            self.saw_head(LogPosition::new(said.epoch, said.head));
             let released = self.with(&said.projection, |board| board.heard(said, now));
             wake(released);
         }

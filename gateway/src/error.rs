@@ -1,6 +1,6 @@
 //! What a request can come to instead of its answer, told apart by what the caller can do.
 
-use consistency::{LogPosition, Name, Version};
+use consistency::{LogPosition, Name, Token, Version};
 
 /// Why a request is not answered as it wished.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +17,8 @@ pub enum Error {
     /// The log lost what the token names.
     #[error("the log lost a write that the token names")]
     WriteLost {
-        /// The end of what was kept.
-        kept: LogPosition,
+        /// What the caller goes on with: the start of the newest epoch, and what its other tokens say.
+        fresh: Token,
     },
     /// The caller has no business here.
     #[error("unauthorized")]

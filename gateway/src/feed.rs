@@ -7,14 +7,19 @@ use std::{
     time::Duration,
 };
 
-use consistency::{Announcement, Epoch, EpochHistory, LogPosition, Name, Position};
+use consistency::{
+    Announcement, AnnouncementSeal, Epoch, EpochHistory, LogPosition, Name, Position, SEAL_HEADER,
+};
 use futures::StreamExt as _;
 use http::{HeaderMap, Method};
 use process::{
     admin::{Condition, Readiness},
     nats::Nats,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -68,6 +73,7 @@ pub async fn listen(
     stop: CancellationToken,
 ) {
     let subject = format!("tidemark.{}.currency", gateway.config.region);
+    let seal = AnnouncementSeal::new(gateway.config.regions.credential.expose().as_bytes());
     let mut link = nats.link.clone();
     loop {
         let subscribed = tokio::select! {
@@ -93,7 +99,7 @@ pub async fn listen(
                     readiness.set(NATS, condition(link.borrow_and_update().connected));
                 }
                 hint = hints.next() => match hint {
-                    Some(hint) => hear(&gateway, &hint.payload),
+                    Some(hint) => hear(&gateway, &seal, &hint),
                     None => break,
                 },
             }
@@ -109,8 +115,13 @@ fn condition(connected: bool) -> Condition {
     }
 }
 
-fn hear(gateway: &Gateway, payload: &[u8]) {
-    match serde_json::from_slice::<Announcement>(payload) {
+fn hear(gateway: &Gateway, seal: &AnnouncementSeal, hint: &async_nats::Message) {
+    let sealed = hint.headers.as_ref().and_then(|headers| headers.get(SEAL_HEADER));
+    if !sealed.is_some_and(|sealed| seal.fits(&hint.payload, sealed.as_str())) {
+        tracing::warn!("hint passed over: it is not sealed with the regions' credential");
+        return;
+    }
+    match serde_json::from_slice::<Announcement>(&hint.payload) {
         Ok(said) if said.region == gateway.config.region.as_str() => {
             gateway.currency.heard(&said, Instant::now());
         }
@@ -146,13 +157,16 @@ pub async fn poll(
         if now < due && !reconnected && !gateway.currency.wants_poll(silence_max, now) {
             continue;
         }
-        match refresh(&gateway, &readiness).await {
-            Ok(()) => due = Instant::now() + bounds.refresh_interval.get(),
-            Err(error) => {
-                let reason = format!("the read models cannot be read: {error}");
-                readiness.set(DATABASE, Condition::NotReady(reason));
+        let looked = timeout(bounds.query_timeout.get(), refresh(&gateway, &readiness)).await;
+        let reason = match looked {
+            Ok(Ok(())) => {
+                due = Instant::now() + bounds.refresh_interval.get();
+                continue;
             }
-        }
+            Ok(Err(error)) => format!("the read models cannot be read: {error}"),
+            Err(_) => "the read models do not answer".to_owned(),
+        };
+        readiness.set(DATABASE, Condition::NotReady(reason));
     }
 }
 

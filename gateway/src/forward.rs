@@ -46,7 +46,6 @@ pub async fn read(
         let parked = problem_type(&reply).is_some_and(|kind| kind.ends_with("/parked"));
         return Err(if parked { Fallback::Parked } else { Fallback::Failed });
     }
-    upstream.saw_trip(reply.took);
     let said = said(gateway, upstream, call, &reply);
     Ok(Answer { said, ..answer(gateway, reply) })
 }
@@ -57,7 +56,6 @@ pub async fn whole(gateway: &Gateway, upstream: &Upstream, call: &Call) -> Resul
     let is_safe = call.method.is_safe();
     match exchange(gateway, upstream, call, headers).await {
         Ok(reply) => {
-            upstream.saw_trip(reply.took);
             let said = if is_safe { said(gateway, upstream, call, &reply) } else { None };
             Ok(Answer { said, ..answer(gateway, reply) })
         }
@@ -119,6 +117,12 @@ fn answer(gateway: &Gateway, reply: Reply) -> Answer {
         answer.headers.extend(reply.headers.get(&name).map(|value| (name, value.clone())));
     }
     answer.shows = gateway.carrier.open_answer(&reply.headers, &gateway.history());
+    if answer.shows.is_none() {
+        // Sealed by a key or in a format that is not known here yet. It says more than we can: it goes
+        // on as it is, and is not replaced by one that would forget it.
+        let sealed = reply.headers.get(CONSISTENCY_TOKEN);
+        answer.headers.extend(sealed.map(|sealed| (CONSISTENCY_TOKEN, sealed.clone())));
+    }
     answer.timing.forward = reply.took;
     answer.body = reply.body;
     answer

@@ -148,7 +148,7 @@ pub fn retry_after(ms: u32, headers: &mut HeaderMap) {
 fn shown(error: &Error) -> Option<Token> {
     match error {
         Error::VersionConflict { at, .. } | Error::RuleViolated { at, .. } => Some(read_of(*at)),
-        Error::WriteLost { kept } => Some(read_of(*kept)),
+        Error::WriteLost { fresh } => Some(fresh.clone()),
         Error::BadRequest(_)
         | Error::InvalidToken(_)
         | Error::TokenUnknownKey

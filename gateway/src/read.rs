@@ -74,6 +74,15 @@ struct Read<'a> {
 struct Facts {
     verdict: Verdict,
     snapshot: Option<Snapshot>,
+    /// The watermark that the snapshot was judged by.
+    watermark: Option<LogPosition>,
+}
+
+impl Facts {
+    /// Nothing is known that could be served.
+    const fn behind() -> Self {
+        Self { verdict: Verdict::Behind, snapshot: None, watermark: None }
+    }
 }
 
 impl Read<'_> {
@@ -106,7 +115,11 @@ impl Read<'_> {
                 },
                 Decision::Linearize => match self.linearize().await? {
                     Ok(answer) => return Ok(answer),
-                    Err(fallback) => facts = fallen_back(fallback, facts),
+                    Err(fallback) => {
+                        // What was seen before is older than what was asked for since.
+                        self.outcome = Outcome::Local;
+                        facts = fallen_back(fallback, Facts::behind());
+                    }
                 },
                 Decision::Pending => return self.pending(),
                 Decision::Refuse(refusal) => return Err(self.refused(refusal)),
@@ -128,7 +141,7 @@ impl Read<'_> {
         if standing.version.is_none() || self.demand.min_version().is_some() || may_be_behind {
             self.look().await
         } else {
-            Facts { verdict, snapshot: None }
+            Facts { verdict, snapshot: None, watermark: None }
         }
     }
 
@@ -141,7 +154,9 @@ impl Read<'_> {
         let models = &self.gateway.read_models;
         let asked =
             models.ask(&target.projection, &target.view, &target.question, self.version(), moment);
-        let snapshot = tokio::time::timeout_at(self.call.deadline, asked).await;
+        // A database that hangs must leave time to ask somebody else.
+        let deadline = self.call.deadline.min(began + self.gateway.config.read.query_timeout.get());
+        let snapshot = tokio::time::timeout_at(deadline, asked).await;
         self.timing.read += began.elapsed();
         match snapshot {
             Ok(Ok(snapshot)) => {
@@ -153,13 +168,13 @@ impl Read<'_> {
                 if verdict == Verdict::Behind && believed {
                     self.gateway.instruments.second_check_failed();
                 }
-                Facts { verdict, snapshot: Some(snapshot) }
+                Facts { verdict, snapshot: Some(snapshot), watermark: evidence.watermark }
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, view = %target.view, "read models not read");
-                Facts { verdict: Verdict::Behind, snapshot: None }
+                Facts::behind()
             }
-            Err(_) => Facts { verdict: Verdict::Behind, snapshot: None },
+            Err(_) => Facts::behind(),
         }
     }
 
@@ -174,7 +189,7 @@ impl Read<'_> {
             let waited = currency.wait(projection, self.partitions(), at, until).await;
             match waited.map_err(|WaitersFull| Error::WaitersFull)? {
                 Waited::TimedOut => {
-                    facts = Facts { verdict: Verdict::Behind, snapshot: None };
+                    facts = Facts::behind();
                     break false;
                 }
                 Waited::Satisfied => facts = self.look().await,
@@ -193,11 +208,11 @@ impl Read<'_> {
         Ok(facts)
     }
 
-    /// What to wait for: the demand, or anything newer than what was looked at and was not enough.
+    /// What to wait for: the demand, or anything newer than what was looked at and was not enough. As
+    /// it was judged then: what was heard since may be what is waited for.
     fn awaited(&self, facts: &Facts) -> LogPosition {
-        let looked_at =
-            facts.snapshot.as_ref().and_then(|snapshot| evidence::of(snapshot, self).watermark);
-        let beyond = looked_at.map(|mark| LogPosition::new(mark.epoch, mark.position.next()));
+        let judged = facts.watermark;
+        let beyond = judged.map(|mark| LogPosition::new(mark.epoch, mark.position.next()));
         beyond.map_or(self.demand.at(), |beyond| beyond.max(self.demand.at()))
     }
 
@@ -235,6 +250,10 @@ impl Read<'_> {
             }
             (Verdict::Parked, _) if self.target.scope == Scope::Everything => {
                 Ok(Err(Fallback::Parked))
+            }
+            // Only a row can be folded.
+            (Verdict::Behind, _) if self.target.scope == Scope::Everything => {
+                Ok(Err(Fallback::Failed))
             }
             (
                 Verdict::Behind | Verdict::Parked | Verdict::Current | Verdict::CurrentButParked,
@@ -314,7 +333,7 @@ impl Read<'_> {
 /// What the world looks like after somebody else could not answer.
 fn fallen_back(fallback: Fallback, facts: Facts) -> Facts {
     match fallback {
-        Fallback::Parked => Facts { verdict: Verdict::Parked, snapshot: facts.snapshot },
+        Fallback::Parked => Facts { verdict: Verdict::Parked, ..facts },
         // A verdict that may be served was no reason to ask anybody else but for the newest state,
         // and the newest state is not here.
         Fallback::Failed => facts,

@@ -63,9 +63,7 @@ pub fn token_of(presented: &Presented, history: &EpochHistory) -> Result<(Token,
         TokenStatus::Valid(token)
         | TokenStatus::OlderEpoch(token)
         | TokenStatus::NewerEpoch(token) => Ok((token.clone(), false)),
-        TokenStatus::Lost(_) => Err(Error::WriteLost {
-            kept: LogPosition::new(current, history.current_starts_after()),
-        }),
+        TokenStatus::Lost(fresh) => Err(Error::WriteLost { fresh: fresh.clone() }),
         TokenStatus::Malformed => Err(Error::InvalidToken("it is not a token")),
         TokenStatus::Forged => Err(Error::InvalidToken("its seal does not fit")),
         TokenStatus::UnknownKey(_) | TokenStatus::UnknownFormat(_) | TokenStatus::OtherLog

@@ -18,6 +18,7 @@ use crate::{
     gateway::{Gateway, Role},
     hop, internal, overview, problem, read,
     request::{self, Call, REQUEST_ID},
+    status::Outcome,
     token_carrier::{CONSISTENCY_TOKEN, Presented},
     write,
 };
@@ -96,8 +97,10 @@ impl Service {
         let route = self.routes.at(parts.uri.path()).ok().map(|found| *found.value);
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
+        let is_write = parts.method == Method::POST;
         let sent = parts.headers.clone();
         let token = request::token_of(&presented, &gateway.history());
+        let unreadable = matches!(&token, Ok((_, true)));
         let (request_id, known, answered) = match token {
             Err(error) => (request::request_id(&sent), None, Err(error)),
             Ok(token) => {
@@ -113,6 +116,8 @@ impl Service {
             presented: &presented,
             sent: &sent,
             known,
+            unreadable,
+            is_write,
             trusted,
             request_id,
             began,
@@ -222,13 +227,20 @@ struct Finishing<'a> {
     sent: &'a HeaderMap,
     /// What the caller knew; `None` when its token was refused.
     known: Option<Token>,
+    /// Its cookie cannot be read here, and it cannot mend it.
+    unreadable: bool,
+    is_write: bool,
     trusted: bool,
     request_id: String,
     began: Instant,
 }
 
 impl Finishing<'_> {
-    fn finish(self, answer: Answer) -> Response<Full<Bytes>> {
+    fn finish(mut self, mut answer: Answer) -> Response<Full<Bytes>> {
+        if self.unreadable {
+            answer.shows = self.in_place_of_unreadable(&answer);
+            self.known = None;
+        }
         let Answer { status, headers, body, shows, said, timing } = answer;
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
@@ -253,12 +265,26 @@ impl Finishing<'_> {
         response
     }
 
+    /// What takes the place of a cookie that cannot be read, once the primary has answered as of its
+    /// head: everything up to that head, and whatever was written before. `None` for any other answer,
+    /// which must not set a cookie that knows less than the one it replaces.
+    fn in_place_of_unreadable(&self, answer: &Answer) -> Option<Token> {
+        let shows = answer.shows.clone()?;
+        let is_read = answer.said.as_ref().is_some_and(|said| said.outcome == Outcome::Primary);
+        let is_written = self.is_write && answer.status.is_success();
+        let head = self.gateway.head();
+        let seen = Token::new(head.epoch).with_read(head.position).with_claims_forgotten();
+        (is_read || is_written).then(|| seen.merge(shows))
+    }
+
     /// The merge of what was sent and what is shown. A token that was refused is handed back as it
     /// came when another gateway may know what to do with it: replacing it by a fresh one would lose
     /// the caller's writes without a word.
     fn carry_token(&self, shows: Option<Token>, headers: &mut HeaderMap) {
         let carrier = &self.gateway.carrier;
         match (&self.known, shows) {
+            // The primary's own, which cannot be opened here yet.
+            _ if headers.contains_key(CONSISTENCY_TOKEN) => {}
             (Some(known), shows) => {
                 let token = match shows {
                     Some(shows) => known.clone().merge(shows),

@@ -108,6 +108,7 @@ pub struct Upstream {
     region: HeaderValue,
     credential: HeaderValue,
     budget: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
     breaker: Mutex<Breaker>,
     trip_ms: AtomicU32,
     failures_max: u32,
@@ -158,6 +159,7 @@ impl Upstream {
             region: HeaderValue::from_str(region.as_str()).map_err(|_| UpstreamError::Url)?,
             credential: hop::credential(credential).ok_or(UpstreamError::Credential)?,
             budget: Arc::new(Semaphore::new(config.forwards_max)),
+            reads: Arc::new(Semaphore::new(config.forwarded_reads_max)),
             breaker: Mutex::default(),
             trip_ms: AtomicU32::new(0),
             failures_max: config.breaker_failures_max.max(1),
@@ -170,9 +172,10 @@ impl Upstream {
         &self.name
     }
 
-    /// Whether a request would be sent now.
+    /// Whether a read would be sent now.
     pub fn is_available(&self, now: Instant) -> bool {
-        0 < self.budget.available_permits() && !self.is_open(now)
+        let room = 0 < self.budget.available_permits() && 0 < self.reads.available_permits();
+        room && !self.is_open(now)
     }
 
     /// How long a request is expected to take; `None` before the first.
@@ -180,9 +183,14 @@ impl Upstream {
         Some(self.trip_ms.load(Ordering::Relaxed)).filter(|ms| 0 < *ms)
     }
 
-    /// Sends a request of a caller, marked as forwarded.
+    /// Sends a request of a caller, marked as forwarded. Reads have a budget of their own: they may
+    /// wait at the primary, and must not wait in the way of writes.
     pub async fn forward(&self, mut outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
         outgoing.headers.insert(hop::HOP, self.region.clone());
+        let _permit = match outgoing.method.is_safe() {
+            true => Some(self.reads.try_acquire().map_err(|_| ForwardError::NoBudget)?),
+            false => None,
+        };
         self.send(outgoing).await
     }
 

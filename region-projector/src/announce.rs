@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use consistency::{AggregateKey, Announcement, Position};
+use consistency::{AggregateKey, Announcement, AnnouncementSeal, Position, SEAL_HEADER};
 use tokio::time::timeout;
 
 use crate::checkpoint::{Held, VersionKey};
@@ -27,14 +27,21 @@ pub struct Announcer {
     region: String,
     subject: String,
     keys_max: usize,
+    seal: AnnouncementSeal,
     status: Status,
 }
 
 impl Announcer {
     /// Speaks for `region`, and names at most `keys_max` keys at a time.
-    pub fn new(client: async_nats::Client, region: &str, keys_max: usize, status: Status) -> Self {
+    pub fn new(
+        client: async_nats::Client,
+        region: &str,
+        keys_max: usize,
+        seal: AnnouncementSeal,
+        status: Status,
+    ) -> Self {
         let subject = currency_subject(region);
-        Self { client, region: region.to_owned(), subject, keys_max, status }
+        Self { client, region: region.to_owned(), subject, keys_max, seal, status }
     }
 
     /// A partition's watermark moved from `from` to `to`, and these aggregates' rows may have changed.
@@ -66,7 +73,10 @@ impl Announcer {
         if self.client.connection_state() != State::Connected {
             return;
         }
-        let published = self.client.publish(self.subject.clone(), text.into());
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(SEAL_HEADER, self.seal.seal(&text));
+        let subject = self.subject.clone();
+        let published = self.client.publish_with_headers(subject, headers, text.into());
         match timeout(PUBLISH_MAX, published).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = chain_of(&error), "announcement lost"),

@@ -57,6 +57,12 @@ fn parked(snapshot: &sql::Snapshot, read: &Read<'_>) -> Vec<Parked> {
     parked
 }
 
+/// Whether something that the read touches is parked at or below what the answer shows.
+pub fn holds_back(snapshot: &Snapshot, read: &Read<'_>, shown: Option<LogPosition>) -> bool {
+    let parked = of(snapshot, read).parked;
+    shown.is_some_and(|shown| parked.iter().any(|parked| parked.position <= shown.position))
+}
+
 /// What memory learns from the snapshot; `None` while no version is active.
 pub fn observation(snapshot: &Snapshot, target: &Target) -> Option<Observation> {
     let definition = &snapshot.definition;

@@ -38,6 +38,10 @@ impl Read<'_> {
             Found::Rollup(rollup) => self.rollup_served(rollup, snapshot),
         };
         let (outcome, reason) = match verdict {
+            // What was promised is there, and still the answer stands past an event that is not in it.
+            Verdict::Current if evidence::holds_back(snapshot, self, at) => {
+                (Outcome::Stale, Some("parked"))
+            }
             Verdict::Current => (self.outcome, None),
             Verdict::Behind => (Outcome::Stale, Some("behind")),
             Verdict::Parked | Verdict::CurrentButParked => (Outcome::Stale, Some("parked")),

@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use consistency::{
     AggregateId, Demand, LogPosition, Name, Position, Scope, Token, TokenStatus, Version,
 };
-use projection::{ProjectionDefinition, ViewKind};
+use projection::{LIST_KEY_BYTES_MAX, ProjectionDefinition, ViewKind};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -71,6 +71,7 @@ impl Target {
                 Ok(target(scope, Question::Row(aggregate), None))
             }
             ViewKind::List => {
+                check_key(&key)?;
                 call.only_parameters(&["limit", "cursor"])?;
                 let limit = page_limit(gateway, call)?;
                 let (after, shown) = match call.parameter("cursor")? {
@@ -81,6 +82,7 @@ impl Target {
                 Ok(target(Scope::Everything, question, shown))
             }
             ViewKind::Rollup => {
+                check_key(&key)?;
                 call.only_parameters(&[])?;
                 Ok(target(Scope::Everything, Question::Rollup(key.clone()), None))
             }
@@ -94,6 +96,7 @@ impl Target {
         }
         let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| malformed())?;
         let cursor: Cursor = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
+        check_key(&cursor.key).map_err(|_| malformed())?;
         let token = match gateway.carrier.open_one(&cursor.token, &gateway.history()) {
             TokenStatus::Valid(token)
             | TokenStatus::OlderEpoch(token)
@@ -153,6 +156,15 @@ impl Target {
             Question::List { .. } | Question::Rollup(_) => None,
         }
     }
+}
+
+/// A key that no row can have is refused before the database would.
+fn check_key(key: &str) -> Result<(), Error> {
+    if key.len() <= LIST_KEY_BYTES_MAX && !key.contains(char::is_control) {
+        return Ok(());
+    }
+    let bounds = format!("a key has at most {LIST_KEY_BYTES_MAX} bytes and no control characters");
+    Err(Error::BadRequest(bounds))
 }
 
 fn page_limit(gateway: &Gateway, call: &Call) -> Result<u32, Error> {

@@ -55,6 +55,7 @@ fn cases() -> Vec<Case> {
         get("/v1/views/orders-by-customer/c-1?limit=0", "bad-request", StatusCode::BAD_REQUEST),
         get("/v1/views/orders-by-customer/c-1?limit=501", "bad-request", StatusCode::BAD_REQUEST),
         get("/v1/views/orders-by-customer/c-1?cursor=!", "bad-request", StatusCode::BAD_REQUEST),
+        get("/v1/views/orders-by-customer/c%001", "bad-request", StatusCode::BAD_REQUEST),
         get("/v1/aggregates/1order/o-1", "bad-request", StatusCode::BAD_REQUEST),
         get("/v1/aggregates/order/o-1/events?limit=999", "bad-request", StatusCode::BAD_REQUEST),
         get("/v1/commands/PlaceOrder", "method-not-allowed", StatusCode::METHOD_NOT_ALLOWED),

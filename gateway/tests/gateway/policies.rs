@@ -71,9 +71,9 @@ async fn a_parked_aggregate_is_never_passed_over_for_its_writer() {
     let read = world.region.read(LIST, &reader, "wait;ms=5000").await;
     assert_eq!(read.came_to(), (200, "stale"));
     assert!(read.header("consistency-status").contains("reason=parked"));
-    // Who has seen nothing is served the row as it is, and its own position.
+    // Who has seen nothing is served the row as it is, and its own position, and told as well.
     let read = world.region.read(ROW, "", "").await;
-    assert_eq!(read.came_to(), (200, "local"));
+    assert_eq!(read.came_to(), (200, "stale"));
     assert_eq!(world.region.open(&read.token()).read_position(), head);
 }
 
@@ -91,7 +91,7 @@ async fn a_parked_aggregate_without_a_row_is_not_a_404_to_its_writer() {
     let read = world.region.read(ROW, &placed.token(), "wait;ms=5000").await;
     assert_eq!(read.came_to(), (503, "parked"));
     let read = world.region.read(ROW, "", "").await;
-    assert_eq!(read.came_to(), (404, "local"), "nobody else was promised anything");
+    assert_eq!(read.came_to(), (404, "stale"), "nobody else was promised anything");
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use compose::{
     nats::{Server, User},
     postgres::Cluster,
 };
-use consistency::{AggregateId, Announcement, Epoch, Event, Name, Position};
+use consistency::{
+    AggregateId, Announcement, AnnouncementSeal, Epoch, Event, Name, Position, SEAL_HEADER,
+};
 use projection::{Changes, ProjectionDefinition, StoredState, ViewChanges, sql::ViewStatements};
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
 
@@ -137,7 +139,10 @@ impl Projector {
             };
             let subject = format!("tidemark.{}.currency", self.region);
             let payload = serde_json::to_vec(&said).unwrap();
-            self.nats.publish(subject, payload.into()).await.unwrap();
+            let mut headers = async_nats::HeaderMap::new();
+            let seal = AnnouncementSeal::new(crate::world::CREDENTIAL.as_bytes());
+            headers.insert(SEAL_HEADER, seal.seal(&payload));
+            self.nats.publish_with_headers(subject, headers, payload.into()).await.unwrap();
         }
         self.nats.flush().await.unwrap();
     }

@@ -99,7 +99,16 @@ async fn a_browser_carries_its_token_in_a_cookie() {
     let read = Reply::of(request).await;
     assert_eq!(read.came_to(), (200, "primary"), "{read:?}");
     assert!(read.header("set-cookie").starts_with("tidemark="));
-    world.region.open(&read.token());
+    // It stands for all that the lost one may have stood for: the head, and writes that are forgotten.
+    let fresh = world.region.open(&read.token());
+    let head = position(placed.body["position"].as_u64().unwrap());
+    assert!(head <= fresh.read_position() && fresh.claims_dropped(), "{fresh:?}");
+    // An answer that shows nothing of the primary's newest state makes no new cookie.
+    for path in ["/v1/currency", "/v1/nothing"] {
+        let request = world.region.request(Method::GET, path);
+        let reply = Reply::of(request.header("cookie", format!("tidemark={gone}"))).await;
+        assert_eq!((reply.header("set-cookie"), reply.token().as_str()), ("", ""), "{path}");
+    }
     // Who uses the header gets no cookie.
     let read = world.region.read(ROW, &placed.token(), "pending").await;
     assert_eq!(read.header("set-cookie"), "");

@@ -117,12 +117,14 @@ impl<F: Fold> ErasedFold for TypedFold<F> {
             let reason = format!("version {} cannot follow {}", event.version, folded.version);
             return Err(ProjectionError::Fold(FoldError::new(reason)));
         }
-        let decoded = decode::<F::Event>(event, upcasters)?;
         let before = match folded.state {
             Some(state) => Some(*state.downcast::<F::State>().map_err(|_| other_type())?),
             None => None,
         };
-        let after = guarded(|| self.0.fold(before, decoded, event).map_err(ProjectionError::Fold))?;
+        let after = guarded(|| {
+            let decoded = decode::<F::Event>(event, upcasters)?;
+            self.0.fold(before, decoded, event).map_err(ProjectionError::Fold)
+        })?;
         let created =
             if folded.version == Version::ZERO { event.at.position } else { folded.created };
         Ok(Folded {
@@ -136,16 +138,19 @@ impl<F: Fold> ErasedFold for TypedFold<F> {
     fn encode(&self, folded: &Folded) -> Result<Option<String>, ProjectionError> {
         let Some(state) = &folded.state else { return Ok(None) };
         let state = state.downcast_ref::<F::State>().ok_or_else(other_type)?;
-        serde_json::to_string(state)
-            .map(Some)
-            .map_err(|error| ProjectionError::State(error.to_string()))
+        guarded(|| {
+            let text = serde_json::to_string(state);
+            text.map(Some).map_err(|error| ProjectionError::State(error.to_string()))
+        })
     }
 
     fn decode(&self, stored: &StoredState) -> Result<Folded, ProjectionError> {
         let state = match &stored.state {
             Some(text) => {
-                let state: F::State = serde_json::from_str(text)
-                    .map_err(|error| ProjectionError::State(error.to_string()))?;
+                let state: F::State = guarded(|| {
+                    serde_json::from_str(text)
+                        .map_err(|error| ProjectionError::State(error.to_string()))
+                })?;
                 Some(Box::new(state) as Box<dyn Any + Send + Sync>)
             }
             None => None,

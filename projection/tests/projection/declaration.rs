@@ -2,7 +2,8 @@
 
 use consistency::{Name, SchemaVersion};
 use projection::{
-    Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection,
+    Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection, Stop,
+    StoredState,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -106,6 +107,21 @@ fn events_of_every_known_schema_decode_to_the_newest() {
     assert_eq!(fold(1, r#"{"people":[]}"#), Err("upcast"));
     assert_eq!(fold(1, "{"), Err("decode"));
     assert_eq!(fold(4, r#"{"owner":"ada"}"#), Err("unknown-schema-version"));
+}
+
+#[test]
+fn an_upcaster_that_panics_is_poison_like_a_fold_that_does() {
+    let domain = Domain::builder()
+        .aggregate("note", Notes)
+        .upcaster("Written", 1, |data| panic!("no upcaster expects {data}"))
+        .projection(declared(1))
+        .build()
+        .unwrap();
+    let written = event(&note("n-1"), 1, 10, "Written", r#"{"owner":"ada"}"#);
+    let document = domain.projections()[0].document().unwrap();
+    let applied = document.apply(&note("n-1"), StoredState::NOTHING, &[&written]);
+    let Some(Stop::Poison(error)) = &applied.stop else { panic!("poison") };
+    assert_eq!((error.kind(), applied.consumed), ("panic", 0));
 }
 
 #[test]

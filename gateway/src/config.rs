@@ -290,6 +290,8 @@ pub struct WriteConfig {
     pub events_max: usize,
     /// How often a command is run again when its aggregate moved meanwhile.
     pub command_attempts_max: u32,
+    /// How long the answer to a write under an `Idempotency-Key` is kept for its repeats.
+    pub idempotency_age_max: Period,
     /// Types of aggregates whose writes must say which version they are meant for. Read at the primary.
     pub if_match_required: BTreeSet<Name>,
 }
@@ -300,6 +302,7 @@ impl Default for WriteConfig {
             event_bytes_max: 512 * 1024,
             events_max: 500,
             command_attempts_max: 8,
+            idempotency_age_max: Period::from_secs(24 * 60 * 60),
             if_match_required: BTreeSet::new(),
         }
     }
@@ -367,6 +370,7 @@ impl GatewayConfig {
             (self.read.page_items_default as usize, "read.page_items_default"),
             (self.write.events_max, "write.events_max"),
             (self.write.command_attempts_max as usize, "write.command_attempts_max"),
+            (self.write.idempotency_age_max.millis() as usize, "write.idempotency_age_max"),
             (self.read.poll_interval.millis() as usize, "read.poll_interval"),
             (self.read.query_timeout.millis() as usize, "read.query_timeout"),
             (self.read.refresh_interval.millis() as usize, "read.refresh_interval"),

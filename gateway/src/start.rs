@@ -170,6 +170,7 @@ async fn open_log(
         let mut store = StoreConfig::new(LogId::new(config.log.id));
         store.payload_bytes_max = config.write.event_bytes_max;
         store.append_events_max = config.write.events_max;
+        store.idempotency_age_max = config.write.idempotency_age_max.get();
         let opened = async {
             event_store::migrate(&pool).await?;
             Ok::<_, StartError>(EventStore::open(pool.clone(), store).await?)

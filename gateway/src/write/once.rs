@@ -26,7 +26,8 @@ pub fn key(call: &Call) -> Result<Option<Idempotency>, Error> {
     let key = key.as_bytes();
     let bounded = (1..=KEY_BYTES_MAX).contains(&key.len());
     if !bounded || !key.iter().all(u8::is_ascii_graphic) || given.next().is_some() {
-        let said = format!("Idempotency-Key is one of 1 to {KEY_BYTES_MAX} visible ASCII characters");
+        let said =
+            format!("Idempotency-Key is one of 1 to {KEY_BYTES_MAX} visible ASCII characters");
         return Err(Error::BadRequest(said));
     }
     // Only a region that proved itself can say who asked it.

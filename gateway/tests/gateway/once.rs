@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Postgres, Transaction};
 
-use crate::world::{self, Gateway, Reply, World, eventually, order, position};
+use crate::world::{self, CREDENTIAL, Gateway, Reply, World, eventually, order, position};
 
 const EVENTS: &str = "/v1/aggregates/note/n-1/events";
 const PLACE: &str = "/v1/commands/PlaceOrder";
@@ -229,6 +229,38 @@ async fn a_key_out_of_bounds_is_refused_before_anything_is_written() {
     }
     assert_eq!(world.log().await.len(), 2);
     assert_first(&keyed(&world.region, &longest, EVENTS, &noted("a")).await, 201);
+}
+
+#[tokio::test]
+async fn a_key_is_forgotten_when_it_is_old() {
+    let world = World::start().await;
+    assert_first(&keyed(&world.region, "k", EVENTS, &noted("a")).await, 201);
+    let _forgetful = beside(&world, "write.idempotency_age_max = \"1ms\"").await;
+    let pool = log_database(&world);
+    eventually("the key is forgotten", async || {
+        let count = "select count(*) from idempotency";
+        sqlx::query_scalar::<_, i64>(count).fetch_one(&pool).await.unwrap() == 0
+    })
+    .await;
+    assert_first(&keyed(&world.region, "k", EVENTS, &noted("a")).await, 200);
+}
+
+#[tokio::test]
+async fn callers_have_keys_of_their_own_when_a_region_that_proved_itself_names_them() {
+    let world = World::start().await;
+    let send = async |gateway: &Gateway, credential: &str, caller: &str| {
+        let request = gateway.request(Method::POST, EVENTS).header("idempotency-key", "k");
+        let request = request.header("tidemark-credential", credential);
+        Reply::of(request.header("tidemark-caller", caller).json(&noted("a"))).await
+    };
+    let ada = send(&world.primary, CREDENTIAL, "ada").await;
+    assert_first(&ada, 201);
+    let nobody = send(&world.region, "guessed", "ada").await;
+    assert_first(&nobody, 200);
+    assert_repeats(&send(&world.primary, "guessed", "ada").await, &nobody);
+    assert_repeats(&send(&world.primary, CREDENTIAL, "ada").await, &ada);
+    assert_first(&send(&world.primary, CREDENTIAL, "bob").await, 200);
+    assert_eq!(world.log().await.len(), 3);
 }
 
 #[tokio::test]

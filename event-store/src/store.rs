@@ -80,9 +80,14 @@ impl EventStore {
         let stop = CancellationToken::new();
         let gatherer =
             Gatherer::new(pool.clone(), config.clone(), waiting, committed.clone(), stop.clone());
-        let task = tokio::spawn(gatherer.run());
         let pruner = idempotency::prune(pool.clone(), config.clone(), stop.clone());
         let pruner = tokio::spawn(pruner);
+        let ended = stop.clone();
+        let task = tokio::spawn(async move {
+            gatherer.run().await;
+            // It ends without being told to when every handle is dropped; then nobody uses keys either.
+            ended.cancel();
+        });
         let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
         let shared =
             Arc::new(Shared { pool, config, queue, queue_bytes, stop: stop.clone(), committed });

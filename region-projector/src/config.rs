@@ -100,6 +100,8 @@ pub struct ApplyConfig {
     pub retry_pause_max: Period,
     /// The deadline of one transaction, and of one look at the checkpoints.
     pub attempt_timeout: Period,
+    /// Aggregates of one version that may be parked for one reason; it stops before there are more.
+    pub parked_aggregates_max: u64,
     /// Keys that an announcement names at most; beyond, every key counts as touched.
     pub announced_keys_max: usize,
 }
@@ -114,6 +116,7 @@ impl Default for ApplyConfig {
             retry_pause_min: Period::from_millis(50),
             retry_pause_max: Period::from_secs(1),
             attempt_timeout: Period::from_secs(30),
+            parked_aggregates_max: 100,
             announced_keys_max: 1000,
         }
     }

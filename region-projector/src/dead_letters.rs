@@ -6,6 +6,7 @@
 //! and reads again what is parked, and both end in an announcement that the caller makes.
 
 mod discard;
+mod newly_known;
 mod retry;
 
 use consistency::{AggregateId, Event, EventError, NameError, Position};
@@ -19,6 +20,7 @@ use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::start::key_of;
 
 pub use discard::{Discarded, discard};
+pub use newly_known::retry_newly_known;
 pub use retry::{Retried, StillParked, retry};
 
 /// Why letters are where they were: nothing was changed.

@@ -14,9 +14,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
+use crate::breaker::{self, Trip};
 use crate::chain::{Broken, Chain};
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
+use crate::dead_letters::{self, DeadLetterError};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::partition::{Left, Partition};
@@ -73,6 +75,10 @@ enum SessionError {
     Incomplete { found: usize, expected: u16 },
     #[error("the database is not as it was left")]
     Displaced,
+    #[error("letters cannot be retried")]
+    Letters(#[from] DeadLetterError),
+    #[error("stopped before too much is parked")]
+    Tripped(#[from] Trip),
     #[error("the log is not the one that was applied")]
     Broken(#[from] Broken),
     #[error("checkpoints are of epoch {found}, but epoch {expected} is read")]
@@ -92,17 +98,23 @@ impl Engine {
     }
 
     /// Runs until it is stopped. After an end that another try may mend, everything is taken over
-    /// again from the stored checkpoints; a broken chain waits for an operator.
+    /// again from the stored checkpoints; a broken chain and a breaker wait for an operator.
     pub async fn run(self, stop: CancellationToken) {
         let Shared { config, health, telemetry, .. } = &self.shared;
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
+        let mut letters_retried = false;
         loop {
-            let error = match self.session(&stop).await {
+            let error = match self.begin(&mut letters_retried, &stop).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
             let part = match &error {
-                SessionError::Checkpoint(_)
+                SessionError::Tripped(trip) => match self.await_resume(trip, &stop).await {
+                    Some(()) => continue,
+                    None => return,
+                },
+                SessionError::Letters(_)
+                | SessionError::Checkpoint(_)
                 | SessionError::Incomplete { .. }
                 | SessionError::Displaced => Part::Database,
                 SessionError::Broken(_) | SessionError::Epoch { .. } => Part::Chain,
@@ -121,6 +133,54 @@ impl Engine {
                 return;
             }
         }
+    }
+
+    /// A session, and before the first of them what an older binary could not apply.
+    async fn begin(
+        &self,
+        letters_retried: &mut bool,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        if !*letters_retried {
+            let Shared { pool, config, announcer, .. } = &self.shared;
+            let retried =
+                dead_letters::retry_newly_known(pool, &self.definition, config, announcer);
+            match stop.run_until_cancelled(retried).await {
+                Some(retried) => retried?,
+                None => return Ok(()),
+            }
+            *letters_retried = true;
+        }
+        self.session(stop).await
+    }
+
+    /// Until an operator accepts what would be parked; `None` when it is stopped before.
+    async fn await_resume(&self, trip: &Trip, stop: &CancellationToken) -> Option<()> {
+        let Shared { pool, config, health, telemetry, .. } = &self.shared;
+        let who = format!("{} breaker", self.key);
+        health.unwell(Part::Breaker, &self.key, trip);
+        telemetry.stopped(&self.key, trip.reason, true);
+        tracing::error!(version = %self.key, error = %trip, "stopped: an operator has to decide");
+        let mut ticks = interval(config.verify_interval.get());
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            stop.run_until_cancelled(ticks.tick()).await?;
+            let look = Box::pin(async {
+                let mut connection = pool.acquire().await?;
+                breaker::is_accepted(&mut connection, &self.key, trip).await
+            });
+            let accepted = bounded(config.attempt_timeout, look);
+            match stop.run_until_cancelled(accepted).await? {
+                Ok(true) => break,
+                Ok(false) => health.well(Part::Database, &who),
+                Err(error) => health.unwell(Part::Database, &who, chain_of(&error)),
+            }
+        }
+        health.well(Part::Database, &who);
+        health.well(Part::Breaker, &self.key);
+        telemetry.stopped(&self.key, trip.reason, false);
+        tracing::info!(version = %self.key, reason = trip.reason, "resumed");
+        Some(())
     }
 
     /// From taking the partitions over to the first of them that cannot go on.
@@ -144,6 +204,7 @@ impl Engine {
             // A partition ends first only when it cannot go on, or all do since they were stopped.
             left = partitions.join_next() => match left {
                 Some(Ok(Left::Stopped)) | None => Ok(()),
+                Some(Ok(Left::Tripped(trip))) => Err(trip.into()),
                 Some(Ok(Left::Displaced) | Err(_)) => Err(SessionError::Displaced),
             },
             // What was handed on before the chain broke is sound: the partitions finish it.

@@ -19,6 +19,8 @@ pub enum Part {
     Log,
     /// The unbroken chain of events; an operator is needed.
     Chain,
+    /// A projection that stopped since too much would be parked; an operator is needed.
+    Breaker,
     /// Aggregates that are parked.
     Parked,
 }
@@ -31,13 +33,16 @@ impl Part {
             Self::Stream => "stream",
             Self::Log => "log",
             Self::Chain => "chain",
+            Self::Breaker => "breaker",
             Self::Parked => "parked",
         }
     }
 
     fn condition(self, reason: String) -> Condition {
         match self {
-            Self::Start | Self::Database | Self::Chain => Condition::NotReady(reason),
+            Self::Start | Self::Database | Self::Chain | Self::Breaker => {
+                Condition::NotReady(reason)
+            }
             Self::Stream | Self::Log | Self::Parked => Condition::Degraded(reason),
         }
     }

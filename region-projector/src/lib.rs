@@ -9,6 +9,7 @@
 //! A binary names its domain and calls [`Projector::start`].
 
 pub mod announce;
+pub mod breaker;
 pub mod chain;
 pub mod checkpoint;
 pub mod config;

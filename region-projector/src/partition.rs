@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
+use crate::breaker::{self, Trip};
 use crate::chain::Mark;
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
@@ -36,6 +37,8 @@ pub enum Left {
     /// The database is not as this partition left it: another holder, or another past. What memory
     /// says is worth nothing, and everything starts from the stored checkpoints again.
     Displaced,
+    /// Too much would have been parked. What it was to apply is as it was.
+    Tripped(Trip),
 }
 
 /// What a partition needs.
@@ -91,6 +94,7 @@ impl Batch {
 #[derive(Debug)]
 enum Failed {
     Displaced,
+    Tripped(Trip),
     Database(sqlx::Error),
 }
 
@@ -124,7 +128,7 @@ impl Partition {
             match step {
                 Ok(()) => {}
                 Err(Left::Stopped) => break,
-                Err(Left::Displaced) => return Left::Displaced,
+                Err(left @ (Left::Displaced | Left::Tripped(_))) => return left,
             }
         }
         // What was read past is proven, and stored it spares the next holder reading it again.
@@ -208,6 +212,7 @@ impl Running {
                 Ok(())
             }
             Err(Failed::Displaced) => Err(Left::Displaced),
+            Err(Failed::Tripped(trip)) => Err(Left::Tripped(trip)),
             Err(Failed::Database(error)) => {
                 self.partition.health.unwell(Part::Database, &self.name, chain_of(&error));
                 Ok(())
@@ -239,6 +244,7 @@ impl Running {
                     return Ok(());
                 }
                 Err(Failed::Displaced) => return Err(Left::Displaced),
+                Err(Failed::Tripped(trip)) => return Err(Left::Tripped(trip)),
                 Err(Failed::Database(error)) => error,
             };
             let reason = match classify(&error) {
@@ -266,7 +272,7 @@ impl Running {
         batch: &'a Batch,
         condemned: &Condemned,
     ) -> Result<Plan<'a>, Failed> {
-        let Partition { key, definition, held, pool, .. } = &self.partition;
+        let Partition { key, definition, held, pool, config, .. } = &self.partition;
         let mut connection = pool.acquire().await?;
         let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
         let (through, at) = (batch.through, Some(batch.committed_at));
@@ -278,6 +284,11 @@ impl Running {
             return Ok(self.plan(&mut connection, batch, condemned).await?);
         }
         let plan = self.plan(&mut transaction, batch, condemned).await?;
+        let bound = config.parked_aggregates_max;
+        if let Some(trip) = breaker::check(&mut transaction, key, &plan.parkings, bound).await? {
+            transaction.rollback().await?;
+            return Err(Failed::Tripped(trip));
+        }
         if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
             transaction.rollback().await?;
             tracing::warn!(partition = self.name, "states are not as they were read");

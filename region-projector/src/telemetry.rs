@@ -1,7 +1,7 @@
 //! What the projector measures: every name and label in one place.
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 
 use crate::checkpoint::VersionKey;
 use crate::status::{self, Status};
@@ -16,6 +16,8 @@ const BATCH_DURATION: &str = "tidemark.projection.batch.duration";
 const RETRIES: &str = "tidemark.projection.retries";
 /// Aggregates that were parked.
 const PARKED: &str = "tidemark.projection.parkings";
+/// Whether a version has stopped since too much would be parked: 1, or 0 once it went on.
+const STOPPED: &str = "tidemark.projection.stopped";
 /// Events that had to be read from the primary's log.
 const FETCHED: &str = "tidemark.log.fetched_events";
 /// Nudges to a stalled mirror.
@@ -86,6 +88,7 @@ pub struct Telemetry {
     batch_duration: Histogram<f64>,
     retries: Counter<u64>,
     parked: Counter<u64>,
+    stopped: Gauge<u64>,
     fetched: Counter<u64>,
     nudges: Counter<u64>,
     restarts: Counter<u64>,
@@ -101,6 +104,7 @@ impl Telemetry {
             batch_duration: meter.f64_histogram(BATCH_DURATION).with_unit("s").build(),
             retries: meter.u64_counter(RETRIES).build(),
             parked: meter.u64_counter(PARKED).build(),
+            stopped: meter.u64_gauge(STOPPED).build(),
             fetched: meter.u64_counter(FETCHED).build(),
             nudges: meter.u64_counter(NUDGES).build(),
             restarts: meter.u64_counter(RESTARTS).build(),
@@ -131,6 +135,13 @@ impl Telemetry {
     pub fn parked(&self, key: &VersionKey, reason: &'static str) {
         let [projection, version] = of_version(key);
         self.parked.add(1, &[projection, version, KeyValue::new(LABEL_REASON, reason)]);
+    }
+
+    /// A version has stopped for `reason`, which is out of a closed set, or goes on.
+    pub fn stopped(&self, key: &VersionKey, reason: &'static str, is_stopped: bool) {
+        let [projection, version] = of_version(key);
+        let labels = [projection, version, KeyValue::new(LABEL_REASON, reason)];
+        self.stopped.record(is_stopped.into(), &labels);
     }
 
     /// Events were read from the log.

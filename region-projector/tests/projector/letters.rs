@@ -221,3 +221,92 @@ async fn the_parked_are_read_under_the_lock_that_the_commit_holds() {
     assert_eq!(world.count("select count(*) from dead_letter").await, 1);
     stop(projector).await;
 }
+
+#[tokio::test]
+async fn a_newer_binary_applies_at_its_start_what_an_older_one_did_not_know() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.add("a", 3).await;
+    world.happen("a", "Doubled", "{}").await;
+    world.add("a", 1).await;
+    let poison = world.add("b", 13).await;
+    let mut newer = world.log.append("c", "Added", r#"{"n":5,"times":2}"#);
+    newer.schema_version = consistency::SchemaVersion::new(2).unwrap();
+    world.publish(&newer).await;
+    world.stored(newer.at.position).await;
+    let reasons: Vec<_> = parked(&world).await.into_iter().map(|(_, _, reason)| reason).collect();
+    assert_eq!(reasons, ["unknown-event-type", "fold", "unknown-schema-version"]);
+    stop(projector).await;
+    // The same binary again knows no more.
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("z", 1).await).await;
+    assert_eq!(parked(&world).await.len(), 3);
+    stop(projector).await;
+
+    let mut announcements = world.announcements().await;
+    let projector = world.projector(newer_domain()).await;
+    let key = aggregate("a").key().hint();
+    announcements.find(|said| said.keys.as_ref().is_some_and(|keys| keys.contains(&key))).await;
+    eventually("both are applied", async || parked(&world).await.len() == 1).await;
+    assert_eq!(world.tally("a").await, Some((7, 3)));
+    assert_eq!(world.tally("c").await, Some((10, 1)));
+    let left = [("b".to_owned(), poison.as_i64(), "fold".to_owned())];
+    assert_eq!(parked(&world).await, left, "thirteen was no lack of knowledge");
+    world.stored(world.add("a", 1).await).await;
+    assert_eq!(world.tally("a").await, Some((8, 4)));
+    stop(projector).await;
+}
+
+/// The `breaker` condition of a projector.
+fn is_stopped(projector: &region_projector::Projector) -> bool {
+    let conditions = projector.readiness().report(None).conditions;
+    matches!(conditions.get("breaker"), Some(process::admin::Condition::NotReady(_)))
+}
+
+#[tokio::test]
+async fn a_projection_stops_before_more_than_the_bound_is_parked() {
+    let world = World::start().await;
+    let mut config = world.config();
+    config.apply.parked_aggregates_max = 2;
+    let projector = world.try_projector(config.clone(), domain_with_totals()).await.unwrap();
+    for id in ["a", "b"] {
+        world.stored(world.add(id, 13).await).await;
+    }
+    // Another reason has a bound of its own.
+    world.stored(world.happen("c", "Unheard", "{}").await).await;
+    assert!(!is_stopped(&projector));
+    let third = world.add("d", 13).await;
+    let last = world.add("e", 1).await;
+    eventually("it stops", async || is_stopped(&projector)).await;
+    let tripped = "select count(*) from parking_breaker where accepted_count < parked_count";
+    eventually("it says so to operators", async || world.count(tripped).await == 2).await;
+    assert!(world.lowest_checkpoint().await.unwrap() < third);
+    let fold = "select count(*) from parked where projection = 'tallies' and reason = 'fold'";
+    assert_eq!(world.count(fold).await, 2, "nothing of the batch is committed");
+    let text = projector.metrics().render();
+    let stopped = |text: &str, value: &str| {
+        text.lines().any(|line| {
+            line.starts_with("tidemark_projection_stopped")
+                && line.contains(r#"projection="tallies""#)
+                && line.ends_with(value)
+        })
+    };
+    assert!(stopped(&text, " 1"), "{text}");
+
+    let resumed = region_projector::breaker::resume(&world.pool, Some("tallies")).await.unwrap();
+    assert_eq!((resumed[0].reason.as_str(), resumed[0].accepted_count), ("fold", 3));
+    world.stored(last).await;
+    assert_eq!(world.count(fold).await, 3);
+    assert_eq!(world.tally("e").await, Some((1, 1)));
+    assert!(is_stopped(&projector), "the other projection was not resumed");
+    assert!(stopped(&projector.metrics().render(), " 0"));
+    stop(projector).await;
+
+    // The one that was not resumed goes on with a higher bound.
+    config.apply.parked_aggregates_max = 3;
+    let projector = world.try_projector(config, domain_with_totals()).await.unwrap();
+    let total = "select coalesce(sum(total), 0)::bigint from totals_v1_total";
+    eventually("the rest is counted", async || world.count(total).await == 1).await;
+    assert!(!is_stopped(&projector));
+    stop(projector).await;
+}

@@ -9,7 +9,7 @@ use consistency::Epoch;
 use projection::ProjectionDefinition;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -203,19 +203,13 @@ impl Engine {
             biased;
             // A partition ends first only when it cannot go on, or all do since they were stopped.
             left = partitions.join_next() => match left {
-                Some(Ok(Left::Stopped)) | None => Ok(()),
+                Some(Ok(Left::Stopped)) | None if stop.is_cancelled() => Ok(()),
+                // Nobody stopped them: the reader has ended, and knows why.
+                Some(Ok(Left::Stopped)) | None => why((&mut reader.0).await, &mut partitions).await,
                 Some(Ok(Left::Tripped(trip))) => Err(trip.into()),
                 Some(Ok(Left::Displaced) | Err(_)) => Err(SessionError::Displaced),
             },
-            // What was handed on before the chain broke is sound: the partitions finish it.
-            ended = &mut reader.0 => match ended {
-                Ok(Ended::Stopped) => Ok(()),
-                Ok(Ended::Broken(broken)) => {
-                    while partitions.join_next().await.is_some() {}
-                    Err(broken.into())
-                }
-                Err(_) => Err(SessionError::Displaced),
-            },
+            ended = &mut reader.0 => why(ended, &mut partitions).await,
             // Only notices what nobody else would while nothing is written.
             () = self.went_back() => Err(SessionError::Displaced),
         };
@@ -337,4 +331,20 @@ fn stands(remembered: &[Held], stored: &[Held]) -> bool {
                 && ours.mark.position <= theirs.mark.position
         })
     })
+}
+
+/// Why a session is over whose reader has ended. What it handed on before the chain broke is sound:
+/// the partitions finish it.
+async fn why(
+    ended: Result<Ended, JoinError>,
+    partitions: &mut JoinSet<Left>,
+) -> Result<(), SessionError> {
+    match ended {
+        Ok(Ended::Stopped) => Ok(()),
+        Ok(Ended::Broken(broken)) => {
+            while partitions.join_next().await.is_some() {}
+            Err(broken.into())
+        }
+        Err(_) => Err(SessionError::Displaced),
+    }
 }

@@ -88,6 +88,25 @@ impl Batch {
         }
         batch
     }
+
+    /// The first half and the rest. The half goes as far as its last event: nothing of the partition
+    /// lies between.
+    fn halved(mut self) -> (Self, Self) {
+        let later = self.events.split_off(self.events.len() / 2);
+        let rest = Self { events: later, ..self };
+        if let Some(last) = self.events.last() {
+            (self.through, self.committed_at) = (Mark::of(last), last.committed_at);
+        }
+        (self, rest)
+    }
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    Committed,
+    /// It may be too much at once.
+    NotAtOnce,
 }
 
 /// Why an attempt did not commit.
@@ -180,7 +199,7 @@ impl Running {
             self.read_past(&batch).await;
             Ok(())
         } else {
-            self.apply(&batch, stop).await
+            self.apply(batch, stop).await
         }
     }
 
@@ -231,7 +250,27 @@ impl Running {
     }
 
     /// Applies a batch, however often it takes.
-    async fn apply(&mut self, batch: &Batch, stop: &CancellationToken) -> Result<(), Left> {
+    async fn apply(&mut self, batch: Batch, stop: &CancellationToken) -> Result<(), Left> {
+        let mut parts = vec![batch];
+        while let Some(part) = parts.pop() {
+            match self.apply_at_once(&part, stop).await? {
+                Applied::Committed => {}
+                Applied::NotAtOnce => {
+                    let (half, rest) = part.halved();
+                    parts.extend([rest, half]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// In one transaction, however often it takes, unless it may be that it is too much for one: too
+    /// large for the time that a statement gets, or refused though no single aggregate is at fault.
+    async fn apply_at_once(
+        &mut self,
+        batch: &Batch,
+        stop: &CancellationToken,
+    ) -> Result<Applied, Left> {
         let config = self.partition.config;
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
         let mut condemned = Condemned::new();
@@ -241,7 +280,7 @@ impl Running {
             let error = match tried.await {
                 Ok(plan) => {
                     self.committed(batch, plan, began).await;
-                    return Ok(());
+                    return Ok(Applied::Committed);
                 }
                 Err(Failed::Displaced) => return Err(Left::Displaced),
                 Err(Failed::Tripped(trip)) => return Err(Left::Tripped(trip)),
@@ -262,6 +301,9 @@ impl Running {
             self.partition.health.unwell(Part::Database, &self.name, chain_of(&error));
             if stop.run_until_cancelled(backoff.pause()).await.is_none() {
                 return Err(Left::Stopped);
+            }
+            if failure::may_be_too_much(reason) && 1 < batch.events.len() {
+                return Ok(Applied::NotAtOnce);
             }
         }
     }

@@ -11,6 +11,12 @@ pub enum Failure {
     Permanent(&'static str),
 }
 
+/// Whether less of the same may succeed where all at once did not: when a statement was ended, most
+/// likely since it took too long, or when it met a limit.
+pub fn may_be_too_much(reason: &str) -> bool {
+    !matches!(reason, "connection" | "serialization")
+}
+
 /// Judges by the class of the SQLSTATE. What is not known is tried again: waiting visibly is better
 /// than parking what is sound.
 pub fn classify(error: &Error) -> Failure {

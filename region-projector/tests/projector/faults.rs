@@ -288,3 +288,34 @@ async fn rows_that_the_database_refuses_park_their_aggregate_only() {
     assert_eq!(world.count("select count(*) from dead_letter").await, 3);
     stop(projector).await;
 }
+
+/// Stands for a statement timeout: a statement that writes more rows than fit its time is ended.
+const AT_MOST_FOUR_ROWS: &str = "
+    create function at_most_four() returns trigger language plpgsql as $$
+    begin
+        if (select count(*) from written) > 4 then
+            raise exception 'canceling statement' using errcode = '57014';
+        end if;
+        return null;
+    end $$;
+    create trigger at_most_four after insert on tallies_v1_tally
+    referencing new table as written for each statement execute function at_most_four();
+";
+
+#[tokio::test]
+async fn a_batch_that_is_too_much_for_one_statement_is_applied_in_parts() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("z", 1).await).await;
+    stop(projector).await;
+    sqlx::raw_sql(AT_MOST_FOUR_ROWS).execute(&world.pool).await.unwrap();
+    let mut last = Position::ZERO;
+    for id in 0..100 {
+        last = world.add(&format!("t-{id}"), 1).await;
+    }
+    let projector = world.projector(domain()).await;
+    world.stored(last).await;
+    assert_eq!(world.count("select count(*) from tallies_v1_tally").await, 101);
+    assert_eq!(world.count("select count(*) from parked").await, 0);
+    stop(projector).await;
+}

@@ -119,6 +119,20 @@ async fn a_forged_predecessor_stops_the_projector_for_an_operator() {
 }
 
 #[tokio::test]
+async fn a_forged_event_that_comes_alone_is_told_from_a_database_that_went_back() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    let before = world.add("a", 1).await;
+    world.stored(before).await;
+    let mut forged = world.log.append("a", "Added", r#"{"n":1}"#);
+    forged.previous_id = EventId::new(Uuid::new_v4());
+    world.publish(&forged).await;
+    until_broken(&projector).await;
+    assert_eq!(world.tally("a").await, Some((1, 1)));
+    stop(projector).await;
+}
+
+#[tokio::test]
 async fn a_past_that_was_rewritten_while_the_projector_was_away_stops_it() {
     let mut world = World::start().await;
     let projector = world.projector(domain()).await;

@@ -8,6 +8,7 @@ use consistency::{AggregateKey, Announcement, AnnouncementSeal, Position, SEAL_H
 use tokio::time::timeout;
 
 use crate::checkpoint::{Held, VersionKey};
+use crate::config::ProjectorConfig;
 use crate::health::chain_of;
 use crate::status::Status;
 
@@ -32,16 +33,17 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// Speaks for `region`, and names at most `keys_max` keys at a time.
-    pub fn new(
-        client: async_nats::Client,
-        region: &str,
-        keys_max: usize,
-        seal: AnnouncementSeal,
-        status: Status,
-    ) -> Self {
-        let subject = currency_subject(region);
-        Self { client, region: region.to_owned(), subject, keys_max, seal, status }
+    /// Speaks for the region that is configured, and names as many keys as it may.
+    pub fn new(config: &ProjectorConfig, client: async_nats::Client, status: Status) -> Self {
+        let credential = config.primary_log.credential.expose();
+        Self {
+            client,
+            region: config.region.clone(),
+            subject: currency_subject(&config.region),
+            keys_max: config.apply.announced_keys_max,
+            seal: AnnouncementSeal::new(credential.as_bytes()),
+            status,
+        }
     }
 
     /// A partition's watermark moved from `from` to `to`, and these aggregates' rows may have changed.

@@ -6,6 +6,9 @@
 //! region's gateways. The [`engine`] of a version takes partitions over and starts anew when the
 //! database is not as it was left; the [`mirror`] is watched and nudged.
 //!
+//! What cannot be applied waits among the [`dead_letters`]; too much of it trips the [`breaker`]. An
+//! [`operator`] deals with both from the command line.
+//!
 //! A binary names its domain and calls [`Projector::start`].
 
 pub mod announce;
@@ -18,6 +21,7 @@ pub mod engine;
 pub mod health;
 pub mod log;
 pub mod mirror;
+pub mod operator;
 pub mod partition;
 pub mod reader;
 pub mod retry;

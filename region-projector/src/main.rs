@@ -1,5 +1,6 @@
 //! The projector of the worked example: orders.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,6 +8,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use process::config::{EXIT_CODE, load};
 use process::{shutdown, telemetry};
+use projection::Domain;
+use region_projector::operator::{self, DeadLettersCommand, Report, ResumeCommand};
 use region_projector::{Projector, ProjectorConfig};
 
 /// Folds the log into the read models of one region.
@@ -25,6 +28,11 @@ struct Arguments {
 enum Command {
     /// Applies events until it is asked to end. What is done when nothing is said.
     Run,
+    /// Looks at events that could not be applied, retries and discards them.
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+    /// Lets projections go on that stopped before too much was parked.
+    Resume(ResumeCommand),
 }
 
 #[tokio::main]
@@ -38,17 +46,30 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
     };
     telemetry::init_logs(&config.logging)?;
-    tracing::info!(?config, "configuration");
     match arguments.command {
         Some(Command::Run) | None => run(config).await,
+        Some(Command::DeadLetters(command)) => {
+            report(&operator::dead_letters(&config, &domain()?, command).await?)
+        }
+        Some(Command::Resume(command)) => report(&operator::resume(&config, &command).await?),
     }
 }
 
+fn domain() -> anyhow::Result<Domain> {
+    orders::domain().context("the domain is not well formed")
+}
+
+/// A retry that failed again fails the command.
+fn report(report: &Report) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(report.text.as_bytes())?;
+    Ok(if report.is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 async fn run(config: ProjectorConfig) -> anyhow::Result<ExitCode> {
+    tracing::info!(?config, "configuration");
     let grace = config.shutdown_grace.get();
     let stop = shutdown::on_signal()?;
-    let domain = orders::domain().context("the domain is not well formed")?;
-    let projector = Projector::start(config, domain, stop.clone()).await?;
+    let projector = Projector::start(config, domain()?, stop.clone()).await?;
     let mut ended = std::pin::pin!(projector.join());
     let ended = tokio::select! {
         biased;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use consistency::{AnnouncementSeal, Epoch, stream_name};
+use consistency::{Epoch, stream_name};
 use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
 use process::telemetry::Metrics;
@@ -191,10 +191,6 @@ impl Work {
 
     fn shared(&self, epoch: Epoch, stalled: watch::Receiver<bool>) -> Shared {
         let client = self.nats.client.clone();
-        let keys_max = self.config.apply.announced_keys_max;
-        let status = self.status.clone();
-        let credential = &self.config.primary_log.credential;
-        let seal = AnnouncementSeal::new(credential.expose().as_bytes());
         Shared {
             pool: self.pool.clone(),
             context: jetstream::new(client.clone()),
@@ -204,7 +200,7 @@ impl Work {
             page_events_max: self.config.primary_log.page_events_max,
             stalled,
             poll_interval: self.config.primary_log.poll_interval.get(),
-            announcer: Announcer::new(client, &self.config.region, keys_max, seal, status),
+            announcer: Announcer::new(&self.config, client, self.status.clone()),
             status: self.status.clone(),
             health: self.health.clone(),
             telemetry: Arc::clone(&self.telemetry),

@@ -7,6 +7,7 @@ mod faults;
 mod letters;
 mod log;
 mod mirroring;
+mod operating;
 mod reading;
 mod rollups;
 mod tally;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use consistency::Token;
+use consistency::{EpochHistory, Judged, Token};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -282,6 +282,7 @@ impl Finishing<'_> {
     /// the caller's writes without a word.
     fn carry_token(&self, shows: Option<Token>, headers: &mut HeaderMap) {
         let carrier = &self.gateway.carrier;
+        let shows = shows.map(|shows| carried(&self.gateway.history(), shows));
         match (&self.known, shows) {
             // The primary's own, which cannot be opened here yet.
             _ if headers.contains_key(CONSISTENCY_TOKEN) => {}
@@ -299,6 +300,17 @@ impl Finishing<'_> {
                 }
             }
         }
+    }
+}
+
+/// What an answer shows as it counts in the newest epoch. A row or a repeated write may be of an older
+/// one, and what the caller knows was brought to the newest: a merge would keep only that.
+fn carried(history: &EpochHistory, shows: Token) -> Token {
+    match history.judge(shows) {
+        Judged::Current(token)
+        | Judged::Carried(token)
+        | Judged::Lost(token)
+        | Judged::Newer(token) => token,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Writes under an idempotency key, and writes that must name a version.
 
+use consistency::{Epoch, EpochHistory, LogId, TokenStatus};
+use event_store::{Above, NewEpoch};
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -192,7 +194,7 @@ async fn a_command_that_its_first_request_overtook_is_not_refused_for_it() {
 async fn the_retry_of_a_write_of_unknown_outcome_finds_out() {
     let world = World::start().await;
     let config = world::primary_config(&world.postgres, &world.nats);
-    let hasty = "scheme = \"http\", request_timeout = \"500ms\"";
+    let hasty = "scheme = \"http\", request_timeout = \"2s\"";
     let hasty = Gateway::start(&config.replace("scheme = \"http\"", hasty)).await;
     hasty.ready().await;
     let pool = log_database(&world);
@@ -205,7 +207,8 @@ async fn the_retry_of_a_write_of_unknown_outcome_finds_out() {
     assert_eq!(unknown.came_to(), (503, "outcome-unknown"));
     assert!(!unknown.header("retry-after").is_empty());
     head.rollback().await.unwrap();
-    // It stands behind the first in the line for the head.
+    // The one that waited is committed after all, though nobody waits for its answer.
+    eventually("the write is in the log", async || !world.log().await.is_empty()).await;
     let retried = keyed(&world.region, "k", EVENTS, &note).await;
     assert_eq!((retried.status, is_replayed(&retried)), (201, true), "{retried:?}");
     assert_eq!(world.log().await.len(), 1);
@@ -229,6 +232,27 @@ async fn a_key_out_of_bounds_is_refused_before_anything_is_written() {
     }
     assert_eq!(world.log().await.len(), 2);
     assert_first(&keyed(&world.region, &longest, EVENTS, &noted("a")).await, 201);
+}
+
+#[tokio::test]
+async fn the_token_of_a_repeat_counts_in_the_epoch_that_was_opened_since() {
+    let world = World::start().await;
+    let first = keyed(&world.region, "k", EVENTS, &noted("a")).await;
+    let log_id = LogId::new(world.primary.config.log.id);
+    let after = NewEpoch { after: position(1), force: true, above: Above::Refuse };
+    event_store::open_epoch(&log_database(&world), log_id, after).await.unwrap();
+    // A region that asks makes the primary look as well.
+    let asking = world.primary.request(Method::GET, "/internal/epochs");
+    let told = Reply::of(asking.header("tidemark-credential", CREDENTIAL)).await;
+    assert_eq!(told.status, 200, "{told:?}");
+    let repeat = keyed(&world.primary, "k", EVENTS, &noted("a")).await;
+    assert_repeats(&repeat, &first);
+    let second = Epoch::new(2).unwrap();
+    let history = EpochHistory::new(vec![(second, position(1))]).unwrap();
+    let status = world.primary.ring().open(&repeat.token(), &history);
+    let TokenStatus::Valid(token) = status else { panic!("{status:?}") };
+    assert_eq!((token.epoch(), token.claims().len()), (second, 1));
+    assert_eq!(token.largest_position(), position(1));
 }
 
 #[tokio::test]

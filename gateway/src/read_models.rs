@@ -75,6 +75,28 @@ pub enum Question {
     },
     /// A row of a rollup.
     Rollup(String),
+    /// A page of what is found in a search view.
+    Search {
+        /// What it is found by.
+        filter: Filter,
+        /// The item before the page.
+        after: Place,
+        /// As in [`Question::List`].
+        limit: u32,
+    },
+}
+
+/// What the rows of a search are found by; `None` is any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Words, as one types them into a search box; empty is any.
+    pub words: String,
+    /// The least number.
+    pub number_min: Option<i64>,
+    /// The most.
+    pub number_max: Option<i64>,
+    /// The label.
+    pub label: Option<String>,
 }
 
 /// One snapshot, and the version of the projection that it is of.
@@ -212,9 +234,30 @@ impl ReadModels {
                         .await?;
                 Ok(Found::Rollup(RollupAnswer::from_columns(row, partition_count)?))
             }
-            (Question::Row(_) | Question::List { .. } | Question::Rollup(_), _) => {
-                Err(QueryError::Statements)
+            (
+                Question::Search { filter, after, limit },
+                Some(ViewStatements::Search(statements)),
+            ) => {
+                let row: ListColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
+                    .bind(&filter.words)
+                    .bind(filter.number_min)
+                    .bind(filter.number_max)
+                    .bind(&filter.label)
+                    .bind(after.created.as_i64())
+                    .bind(&after.aggregate_id)
+                    .bind(i64::from(*limit) + 1)
+                    .bind(PARKED_COUNT_MAX)
+                    .fetch_one(&self.pool)
+                    .await?;
+                Ok(Found::List(ListAnswer::from_columns(row, partition_count)?))
             }
+            (
+                Question::Row(_)
+                | Question::List { .. }
+                | Question::Rollup(_)
+                | Question::Search { .. },
+                _,
+            ) => Err(QueryError::Statements),
         }
     }
 

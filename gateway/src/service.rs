@@ -33,17 +33,19 @@ enum Route {
     Aggregate,
     Command,
     Row,
+    Search,
     Currency,
     InternalLog,
     InternalEpochs,
 }
 
 impl Route {
-    const ALL: [(&str, Self); 7] = [
+    const ALL: [(&str, Self); 8] = [
         ("/v1/aggregates/{type}/{id}/events", Self::AggregateEvents),
         ("/v1/aggregates/{type}/{id}", Self::Aggregate),
         ("/v1/commands/{command}", Self::Command),
         ("/v1/views/{view}/{key}", Self::Row),
+        ("/v1/views/{view}", Self::Search),
         ("/v1/currency", Self::Currency),
         ("/internal/log", Self::InternalLog),
         ("/internal/epochs", Self::InternalEpochs),
@@ -61,6 +63,7 @@ impl Route {
             Self::Command => "POST",
             Self::Aggregate
             | Self::Row
+            | Self::Search
             | Self::Currency
             | Self::InternalLog
             | Self::InternalEpochs => "GET, HEAD",
@@ -167,7 +170,8 @@ impl Service {
             Route::Aggregate if is_read => {
                 aggregates::state(gateway, &call, parameter("type"), parameter("id")).await
             }
-            Route::Row if is_read => {
+            // A search has no key: what it finds is said in the query.
+            Route::Row | Route::Search if is_read => {
                 // Boxed: a read's future is large, and most requests wait in it.
                 Box::pin(read::view(gateway, &call, parameter("view"), parameter("key"))).await
             }
@@ -178,6 +182,7 @@ impl Service {
             | Route::Command
             | Route::Aggregate
             | Route::Row
+            | Route::Search
             | Route::Currency
             | Route::InternalLog
             | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),

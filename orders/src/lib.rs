@@ -12,7 +12,7 @@ mod totals;
 mod upcast;
 mod view;
 
-use projection::{Domain, DomainBuilder, DomainError, Projection};
+use projection::{Domain, DomainBuilder, DomainError, Projection, SearchFields};
 use totals::TotalsBy;
 
 pub use customer::{Customer, CustomerEvent, Customers, RegisterCustomer, RenameCustomer};
@@ -25,11 +25,14 @@ pub use rule::{
     ITEM_COUNT_MAX, NAME_BYTES_MAX, PRICE_CENTS_MAX, QUANTITY_MAX, REASON_BYTES_MAX,
     TOTAL_CENTS_MIN,
 };
-pub use view::{OrderDetail, OrderSummary};
+pub use view::{OrderDetail, OrderSummary, ProductHit};
+
+const PRODUCT_SEARCH: SearchFields =
+    SearchFields { words: &["name", "category"], number: "price_cents", label: "category" };
 
 /// Aggregate types `order`, `customer` and `product`, their commands, the projection `orders` with
-/// its views `order-detail`, `orders-by-customer` and `orders-by-status`, and the rollups
-/// `customer-summary`, `product-stats` and `sales-by-day`.
+/// its views `order-detail`, `orders-by-customer` and `orders-by-status`, the rollups
+/// `customer-summary`, `product-stats` and `sales-by-day`, and the search view `product-search`.
 pub fn domain() -> Result<Domain, DomainError> {
     let domain = Domain::builder()
         .aggregate("order", Orders)
@@ -53,6 +56,11 @@ pub fn domain() -> Result<Domain, DomainError> {
                 .list("orders-by-customer")
                 .list("orders-by-status")
                 .partitions(8),
+        )
+        .projection(
+            Projection::document("products", 1, "product", Products)
+                .search("product-search", PRODUCT_SEARCH)
+                .partitions(2),
         );
     TotalsBy::projections().into_iter().fold(domain, DomainBuilder::projection).build()
 }

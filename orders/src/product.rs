@@ -13,6 +13,9 @@ pub struct Product {
     pub name: String,
     /// What one of it costs.
     pub price_cents: u64,
+    /// What kind of thing it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
 }
 
 /// What can happen to a product.
@@ -24,6 +27,9 @@ pub enum ProductEvent {
         name: String,
         /// What one of it costs.
         price_cents: u64,
+        /// What kind of thing it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        category: Option<String>,
     },
     /// From now on; orders keep the price that an item was added at.
     PriceChanged {
@@ -47,8 +53,8 @@ impl Fold for Products {
         _: &Event,
     ) -> Result<Option<Product>, FoldError> {
         match (state, event) {
-            (None, ProductEvent::ProductCreated { name, price_cents }) => {
-                Ok(Some(Product { name, price_cents }))
+            (None, ProductEvent::ProductCreated { name, price_cents, category }) => {
+                Ok(Some(Product { name, price_cents, category }))
             }
             (Some(product), ProductEvent::PriceChanged { price_cents }) => {
                 Ok(Some(Product { price_cents, ..product }))
@@ -73,6 +79,9 @@ pub struct CreateProduct {
     pub name: String,
     /// What one of it costs.
     pub price_cents: i64,
+    /// What kind of thing it is, to be found by.
+    #[serde(default)]
+    pub category: Option<String>,
 }
 
 impl Command for CreateProduct {
@@ -91,7 +100,8 @@ impl Command for CreateProduct {
     ) -> Result<Vec<ProductEvent>, CommandError> {
         rule::is_new("product-is-new", &self.product_id, state)?;
         let (name, price_cents) = (rule::name(&self.name)?, rule::price(self.price_cents)?);
-        Ok(vec![ProductEvent::ProductCreated { name, price_cents }])
+        let category = self.category.as_deref().map(rule::name).transpose()?;
+        Ok(vec![ProductEvent::ProductCreated { name, price_cents, category }])
     }
 }
 

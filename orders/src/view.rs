@@ -1,9 +1,9 @@
-//! What the projection `orders` shows.
+//! What the projections `orders` and `products` show.
 
 use projection::{Document, Rows};
 use serde::{Deserialize, Serialize};
 
-use crate::{Currency, Line, Order, Orders, Status};
+use crate::{Currency, Line, Order, Orders, Product, Products, Status};
 
 /// A row of `order-detail`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,31 @@ pub struct OrderSummary {
     pub total_cents: u64,
     /// When it was placed, in microseconds since 1970 by the log's clock.
     pub placed_at_unix_us: i64,
+}
+
+/// A row of `product-search`, found by its name and category, its price and its category.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProductHit {
+    /// Which.
+    pub product_id: String,
+    /// What it is called.
+    pub name: String,
+    /// What one of it costs.
+    pub price_cents: u64,
+    /// What kind of thing it is.
+    pub category: Option<String>,
+}
+
+impl Document for Products {
+    fn rows(&self, product: &Product, rows: &mut Rows<'_>) {
+        let hit = ProductHit {
+            product_id: rows.aggregate().id().to_owned(),
+            name: product.name.clone(),
+            price_cents: product.price_cents,
+            category: product.category.clone(),
+        };
+        rows.hit("product-search", &hit);
+    }
 }
 
 impl Document for Orders {

@@ -37,7 +37,7 @@ pub struct StateWrites {
 /// What a batch changes in one view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViewChanges {
-    /// In a row view.
+    /// In a row view, or in a search view, whose table is written in the same way.
     Row(RowChanges),
     /// In a list view.
     List(ListChanges),
@@ -84,7 +84,7 @@ impl Changes {
     /// nothing happened to are left out.
     pub fn gather(definition: &ProjectionDefinition, batch: Vec<Applied>) -> Self {
         let views = definition.views().iter().filter_map(|view| match view.kind() {
-            ViewKind::Row => Some(ViewChanges::Row(RowChanges::default())),
+            ViewKind::Row | ViewKind::Search(_) => Some(ViewChanges::Row(RowChanges::default())),
             ViewKind::List => Some(ViewChanges::List(ListChanges::default())),
             ViewKind::Rollup => None,
         });

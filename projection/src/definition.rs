@@ -10,8 +10,8 @@ use crate::fold::TypedFold;
 use crate::rollup::{Column, Combine, ErasedRollup, TypedRollup, TypedSummary};
 use crate::sql::{IDENTIFIER_BYTES_MAX, Statements};
 use crate::{
-    Document, DocumentDefinition, DomainError, Rollup, RollupDefinition, Summary, Upcasters,
-    ViewDefinition, ViewKind,
+    Document, DocumentDefinition, DomainError, Rollup, RollupDefinition, SearchFields, Summary,
+    Upcasters, ViewDefinition, ViewKind,
 };
 
 const PARTITION_COUNT: u16 = 8;
@@ -92,6 +92,20 @@ impl Projection {
     /// Feeds a view of lists, each under a key that the document chooses.
     pub fn list(self, view: &str) -> Self {
         self.document_view(view, ViewKind::List)
+    }
+
+    /// Feeds a view of one row an aggregate, found by what is in it.
+    pub fn search(mut self, view: &str, fields: SearchFields) -> Self {
+        let SearchFields { words, number, label } = fields;
+        for field in words.iter().chain([&number, &label]) {
+            if !is_plain(field) {
+                self.mistakes.push(format!("field {field:?} of {view} is not a plain name"));
+            }
+        }
+        if words.is_empty() {
+            self.mistakes.push(format!("{view} has no words to be found by"));
+        }
+        self.document_view(view, ViewKind::Search(fields))
     }
 
     /// A column of a rollup that adds its deltas up.
@@ -195,15 +209,19 @@ impl Projection {
     }
 }
 
+/// Whether a name can stand in a statement as it is.
+fn is_plain(name: &str) -> bool {
+    let mut characters = name.bytes();
+    characters.next().is_some_and(|c| c.is_ascii_lowercase())
+        && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
+        && name.len() <= IDENTIFIER_BYTES_MAX
+}
+
 /// A column's name becomes an identifier beside those that every rollup has.
 fn check_columns(columns: &[Column], mistakes: &mut Vec<String>) {
     let mut seen = BTreeSet::from(["key", "partition", "epoch", "position"]);
     for Column { name, .. } in columns {
-        let mut characters = name.bytes();
-        let plain = characters.next().is_some_and(|c| c.is_ascii_lowercase())
-            && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
-            && name.len() <= IDENTIFIER_BYTES_MAX;
-        if !plain || !seen.insert(name) {
+        if !is_plain(name) || !seen.insert(name) {
             mistakes.push(format!("column {name:?} is taken or is not a plain name"));
         }
     }
@@ -214,7 +232,7 @@ fn check_columns(columns: &[Column], mistakes: &mut Vec<String>) {
 
 fn check_tables(statements: &Statements, mistakes: &mut Vec<String>) {
     let mut seen = BTreeSet::new();
-    for table in statements.tables() {
+    for table in statements.relations() {
         if table.len() > IDENTIFIER_BYTES_MAX {
             mistakes.push(format!("table {table} has more than {IDENTIFIER_BYTES_MAX} bytes"));
         }

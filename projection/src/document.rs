@@ -46,6 +46,17 @@ impl Rows<'_> {
         self.add(view, ViewKind::Row, None, data);
     }
 
+    /// The aggregate's row in a search view: an object, with the fields that it is found by.
+    pub fn hit(&mut self, view: &str, data: &impl Serialize) {
+        let known = self.views.iter().find(|known| known.name().as_str() == view);
+        let kind = match known.map(ViewDefinition::kind) {
+            Some(kind @ ViewKind::Search(_)) => kind,
+            // There is none of this name: reported as any other.
+            Some(ViewKind::Row | ViewKind::List | ViewKind::Rollup) | None => ViewKind::Rollup,
+        };
+        self.add(view, kind, None, data);
+    }
+
     /// The aggregate's item under `key` of a list view.
     pub fn item(&mut self, view: &str, key: impl Into<String>, data: &impl Serialize) {
         self.add(view, ViewKind::List, Some(key.into()), data);
@@ -340,7 +351,7 @@ impl DocumentDefinition {
     fn difference(&self, reached: &Reached) -> (Vec<Row>, Vec<RowKey>) {
         let Reached { rows_before, rows, .. } = reached;
         let is_changed = |key: &RowKey, data: &String| match self.views[key.view_index].kind() {
-            ViewKind::Row => true,
+            ViewKind::Row | ViewKind::Search(_) => true,
             ViewKind::List | ViewKind::Rollup => rows_before.get(key) != Some(data),
         };
         let upserts = rows

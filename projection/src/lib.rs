@@ -81,4 +81,4 @@ pub use error::{ColumnError, FoldError, ProjectionError};
 pub use fold::{Fold, Folded, STATE_BYTES_MAX};
 pub use rollup::{Counted, Delta, Deltas, Rollup, RollupChanges, RollupDefinition, Summary};
 pub use upcast::{Upcast, Upcasters};
-pub use view::{ViewDefinition, ViewKind};
+pub use view::{SearchFields, ViewDefinition, ViewKind};

@@ -10,6 +10,7 @@
 //! | state | `aggregate_id` | `partition`, `version`, `epoch`, `position`, `created_position`, `state` |
 //! | row view | `aggregate_id` | `version`, `epoch`, `position`, `data` |
 //! | list view | `list_key`, `created_position`, `aggregate_id` | `data` |
+//! | search view | `aggregate_id` | as a row view, and made of `data`: `words`, `number`, `label` |
 //! | rollup | `key`, `partition` | `epoch`, `position`, one for each sum or maximum |
 //!
 //! Writers lock the checkpoint row of their partition first; rows of different partitions never
@@ -18,6 +19,7 @@
 //! 42P01), and has to learn the active version again.
 
 mod read;
+mod search;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -56,6 +58,7 @@ pub struct Statements {
     /// In the order of the definition's views.
     pub views: Vec<ViewStatements>,
     tables: Vec<String>,
+    indexes: Vec<String>,
 }
 
 /// The statements of one view.
@@ -67,6 +70,21 @@ pub enum ViewStatements {
     List(ListStatements),
     /// Of a rollup.
     Rollup(RollupStatements),
+    /// Of a search view.
+    Search(SearchStatements),
+}
+
+/// The statements of a search view.
+#[derive(Debug)]
+pub struct SearchStatements {
+    /// As of a row view.
+    pub delete: Arc<str>,
+    /// As of a row view.
+    pub upsert: Arc<str>,
+    /// `$1 text`: words to be found, as one types them into a search box, empty for any; `$2 bigint`,
+    /// `$3 bigint`: least and most number; `$4 text`: label; null for any; `$5` to `$8`: as `$2` to
+    /// `$5` of [`ListStatements::read`]. Always one row of [`ListColumns`].
+    pub read: Arc<str>,
 }
 
 /// The statements of a row view.
@@ -129,6 +147,7 @@ impl Statements {
         let mut create = vec![create_states(&state_table)];
         let mut tables = vec![state_table.clone()];
         let mut statements = Vec::new();
+        let mut indexes = Vec::new();
         for view in views {
             let table = naming.table(view.name().as_str());
             let (made, of_view) = match (view.kind(), kind) {
@@ -138,6 +157,14 @@ impl Statements {
                 }
                 (ViewKind::Rollup, ProjectionKind::Rollup(rollup)) => {
                     (create_rollup(&table, rollup), rollup_statements(&naming, &table, rollup))
+                }
+                (ViewKind::Search(fields), _) => {
+                    create.push(search::create(&table, fields));
+                    indexes.push(search::index_name(&table));
+                    (
+                        search::create_index(&table),
+                        search::statements(&naming, &table, &state_table),
+                    )
                 }
                 // Projection::rollup() alone makes rollup views.
                 (ViewKind::Rollup, ProjectionKind::Document(_)) => continue,
@@ -154,7 +181,13 @@ impl Statements {
             write_states: write_states(&state_table),
             views: statements,
             tables,
+            indexes,
         }
+    }
+
+    /// The names of the tables and of the indexes that have one of their own.
+    pub(crate) fn relations(&self) -> impl Iterator<Item = &str> {
+        self.tables.iter().chain(&self.indexes).map(String::as_str)
     }
 
     /// The names of the tables, unquoted.
@@ -260,20 +293,27 @@ fn write_states(table: &str) -> Arc<str> {
 }
 
 fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
-    let delete = format!(r#"delete from "{table}" where aggregate_id = any($1::text[])"#);
-    let upsert = format!(
+    ViewStatements::Row(RowStatements {
+        delete: delete_rows(table),
+        upsert: upsert_rows(table),
+        read: read::row(naming, table).into(),
+    })
+}
+
+fn delete_rows(table: &str) -> Arc<str> {
+    format!(r#"delete from "{table}" where aggregate_id = any($1::text[])"#).into()
+}
+
+fn upsert_rows(table: &str) -> Arc<str> {
+    format!(
         r#"insert into "{table}" (aggregate_id, version, epoch, position, data)
         select aggregate_id, version, epoch, position, data::json from unnest(
             $1::text[], $2::bigint[], $3::integer[], $4::bigint[], $5::text[]
         ) as given (aggregate_id, version, epoch, position, data)
         on conflict (aggregate_id) do update set version = excluded.version,
             epoch = excluded.epoch, position = excluded.position, data = excluded.data"#
-    );
-    ViewStatements::Row(RowStatements {
-        delete: delete.into(),
-        upsert: upsert.into(),
-        read: read::row(naming, table).into(),
-    })
+    )
+    .into()
 }
 
 fn list_statements(naming: &Naming<'_>, table: &str, state_table: &str) -> ViewStatements {

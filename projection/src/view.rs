@@ -13,6 +13,21 @@ pub enum ViewKind {
     List,
     /// Sums and maxima over many aggregates under a key.
     Rollup,
+    /// At most one row for each aggregate, found by what is in it, in the order of the position of
+    /// their aggregate's first event.
+    Search(SearchFields),
+}
+
+/// The fields of a search view's rows that they are found by. Each becomes a column of its table that
+/// the database makes of the row. Filters are named after the fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SearchFields {
+    /// Texts whose words are looked for, whatever the language.
+    pub words: &'static [&'static str],
+    /// A whole number with a least and a most.
+    pub number: &'static str,
+    /// A text to be met exactly.
+    pub label: &'static str,
 }
 
 /// One view of a projection.

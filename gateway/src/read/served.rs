@@ -92,7 +92,10 @@ impl Read<'_> {
     }
 
     fn page_served(&self, found: &ListAnswer, at: Option<LogPosition>) -> Result<Answer, Error> {
-        let Question::List { limit, .. } = &self.target.question else { return Ok(self.absent()) };
+        let (Question::List { limit, .. } | Question::Search { limit, .. }) = &self.target.question
+        else {
+            return Ok(self.absent());
+        };
         let limit = *limit as usize;
         let shown = &found.items[..found.items.len().min(limit)];
         let items = shown.iter().map(|item| {

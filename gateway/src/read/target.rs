@@ -1,5 +1,7 @@
 //! What a read is of: the view, the row or the page, and so what it depends on.
 
+mod search;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use consistency::{
     AggregateId, Demand, LogPosition, Name, Position, Scope, Token, TokenStatus, Version,
@@ -86,6 +88,10 @@ impl Target {
                 call.only_parameters(&[])?;
                 Ok(target(Scope::Everything, Question::Rollup(key.clone()), None))
             }
+            ViewKind::Search(fields) => {
+                let (question, shown) = search::question(gateway, call, &key, fields)?;
+                Ok(target(Scope::Everything, question, shown))
+            }
         }
     }
 
@@ -143,7 +149,8 @@ impl Target {
             (Question::Row(aggregate), Some(definition)) => {
                 Partitions::One(definition.partition_count().partition_of(aggregate.id()))
             }
-            (Question::Row(_), None) | (Question::List { .. } | Question::Rollup(_), _) => {
+            (Question::Row(_), None)
+            | (Question::List { .. } | Question::Search { .. } | Question::Rollup(_), _) => {
                 Partitions::All
             }
         }
@@ -153,17 +160,17 @@ impl Target {
     pub fn aggregate(&self) -> Option<&AggregateId> {
         match &self.question {
             Question::Row(aggregate) => Some(aggregate),
-            Question::List { .. } | Question::Rollup(_) => None,
+            Question::List { .. } | Question::Search { .. } | Question::Rollup(_) => None,
         }
     }
 }
 
 /// A key that no row can have is refused before the database would.
 fn check_key(key: &str) -> Result<(), Error> {
-    if key.len() <= LIST_KEY_BYTES_MAX && !key.contains(char::is_control) {
+    if (1..=LIST_KEY_BYTES_MAX).contains(&key.len()) && !key.contains(char::is_control) {
         return Ok(());
     }
-    let bounds = format!("a key has at most {LIST_KEY_BYTES_MAX} bytes and no control characters");
+    let bounds = format!("a key has 1 to {LIST_KEY_BYTES_MAX} bytes and no control characters");
     Err(Error::BadRequest(bounds))
 }
 

@@ -8,6 +8,7 @@ mod once;
 mod policies;
 mod projector;
 mod reads;
+mod search;
 mod tokens;
 mod world;
 mod writes;

@@ -9,12 +9,16 @@ use compose::{
 use consistency::{
     AggregateId, Announcement, AnnouncementSeal, Epoch, Event, Name, Position, SEAL_HEADER,
 };
-use projection::{Changes, ProjectionDefinition, StoredState, ViewChanges, sql::ViewStatements};
+use projection::{
+    Changes, ProjectionDefinition, StoredState, ViewChanges,
+    sql::{RowStatements, SearchStatements, ViewStatements},
+};
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
 
 pub struct Projector {
     pub pool: PgPool,
     definition: ProjectionDefinition,
+    products: ProjectionDefinition,
     region: &'static str,
     nats: async_nats::Client,
     states: HashMap<AggregateId, StoredState>,
@@ -30,6 +34,7 @@ impl Projector {
         sqlx::migrate!("../migrations/region").run(&pool).await.unwrap();
         let domain = orders::domain().unwrap();
         let definition = domain.projection("orders", 1).unwrap().clone();
+        let products = domain.projection("products", 1).unwrap().clone();
         for known in domain.projections() {
             for statement in &known.statements().create {
                 sqlx::query(AssertSqlSafe(statement.to_string())).execute(&pool).await.unwrap();
@@ -39,30 +44,19 @@ impl Projector {
         let (user, password) = nats.credentials(User::Operator);
         let options = async_nats::ConnectOptions::with_user_and_password(user, password);
         let nats = options.connect(nats.url()).await.unwrap();
-        Self { pool, definition, region, nats, states: HashMap::new(), applied: Position::ZERO }
+        let (states, applied) = (HashMap::new(), Position::ZERO);
+        Self { pool, definition, products, region, nats, states, applied }
     }
 
     /// Commits the events up to `to`, and tells nobody.
     pub async fn apply(&mut self, log: &[Event], to: Position) {
-        let mut batch: BTreeMap<&AggregateId, Vec<&Event>> = BTreeMap::new();
-        let fresh = log.iter().filter(|event| self.applied < event.at.position);
-        for event in fresh.filter(|event| event.at.position <= to) {
-            if self.definition.partition_of(&event.aggregate).is_some() {
-                batch.entry(&event.aggregate).or_default().push(event);
-            }
-        }
-        let mut applied = Vec::new();
-        for (aggregate, events) in batch {
-            let before = self.states.get(aggregate).cloned().unwrap_or(StoredState::NOTHING);
-            let document = self.definition.document().unwrap();
-            let change = document.apply(aggregate, before, &events);
-            assert!(change.stop.is_none(), "{:?}", change.stop);
-            self.states.insert(aggregate.clone(), change.after.clone());
-            applied.push(change);
-        }
-        let changes = Changes::gather(&self.definition, applied);
         let mut transaction = self.pool.begin().await.unwrap();
-        self.write(&mut transaction, changes).await;
+        let new = log.iter().filter(|event| self.applied < event.at.position);
+        let new: Vec<&Event> = new.filter(|event| event.at.position <= to).collect();
+        for definition in [self.definition.clone(), self.products.clone()] {
+            let changes = self.change(&definition, &new);
+            write(&mut transaction, &definition, changes).await;
+        }
         sqlx::query("update checkpoint set position = $1, committed_at = clock_timestamp()")
             .bind(to.as_i64())
             .execute(&mut *transaction)
@@ -72,54 +66,22 @@ impl Projector {
         self.applied = to;
     }
 
-    async fn write(&self, transaction: &mut Transaction<'_, Postgres>, changes: Changes) {
-        let statements = self.definition.statements();
-        let states = changes.states;
-        sqlx::query(AssertSqlSafe(statements.write_states.to_string()))
-            .bind(states.aggregate_ids)
-            .bind(states.partitions)
-            .bind(states.previous_versions)
-            .bind(states.versions)
-            .bind(states.epochs)
-            .bind(states.positions)
-            .bind(states.created_positions)
-            .bind(states.states)
-            .execute(&mut **transaction)
-            .await
-            .unwrap();
-        for (view, statements) in changes.views.into_iter().zip(&statements.views) {
-            match (view, statements) {
-                (ViewChanges::Row(rows), ViewStatements::Row(statements)) => {
-                    sqlx::query(AssertSqlSafe(statements.upsert.to_string()))
-                        .bind(rows.aggregate_ids)
-                        .bind(rows.versions)
-                        .bind(rows.epochs)
-                        .bind(rows.positions)
-                        .bind(rows.data)
-                        .execute(&mut **transaction)
-                        .await
-                        .unwrap();
-                }
-                (ViewChanges::List(items), ViewStatements::List(statements)) => {
-                    sqlx::query(AssertSqlSafe(statements.delete.to_string()))
-                        .bind(items.deleted_keys)
-                        .bind(items.deleted_created_positions)
-                        .bind(items.deleted_ids)
-                        .execute(&mut **transaction)
-                        .await
-                        .unwrap();
-                    sqlx::query(AssertSqlSafe(statements.upsert.to_string()))
-                        .bind(items.list_keys)
-                        .bind(items.created_positions)
-                        .bind(items.aggregate_ids)
-                        .bind(items.data)
-                        .execute(&mut **transaction)
-                        .await
-                        .unwrap();
-                }
-                (view, _) => panic!("{view:?}"),
-            }
+    fn change(&mut self, definition: &ProjectionDefinition, new: &[&Event]) -> Changes {
+        let mut batch: BTreeMap<&AggregateId, Vec<&Event>> = BTreeMap::new();
+        for event in new.iter().filter(|event| definition.partition_of(&event.aggregate).is_some())
+        {
+            batch.entry(&event.aggregate).or_default().push(event);
         }
+        let mut applied = Vec::new();
+        for (aggregate, events) in batch {
+            let before = self.states.get(aggregate).cloned().unwrap_or(StoredState::NOTHING);
+            let document = definition.document().unwrap();
+            let change = document.apply(aggregate, before, &events);
+            assert!(change.stop.is_none(), "{:?}", change.stop);
+            self.states.insert(aggregate.clone(), change.after.clone());
+            applied.push(change);
+        }
+        Changes::gather(definition, applied)
     }
 
     /// Says that every partition stands at `to`, whether or not it does.
@@ -174,8 +136,8 @@ impl Projector {
     }
 }
 
-/// Registers a projection whose partitions have read nothing. Those besides `orders` stay without
-/// rows: nobody asks for them here.
+/// Registers a projection whose partitions have read nothing. The rollups stay without rows:
+/// nobody asks for them here.
 async fn activate(pool: &PgPool, definition: &ProjectionDefinition) {
     let count = i32::from(definition.partition_count().get());
     sqlx::query("insert into projection_version values ($1, 1, $2, true)")
@@ -193,4 +155,62 @@ async fn activate(pool: &PgPool, definition: &ProjectionDefinition) {
     .execute(pool)
     .await
     .unwrap();
+}
+
+async fn write(
+    transaction: &mut Transaction<'_, Postgres>,
+    definition: &ProjectionDefinition,
+    changes: Changes,
+) {
+    let statements = definition.statements();
+    let states = changes.states;
+    sqlx::query(AssertSqlSafe(statements.write_states.to_string()))
+        .bind(states.aggregate_ids)
+        .bind(states.partitions)
+        .bind(states.previous_versions)
+        .bind(states.versions)
+        .bind(states.epochs)
+        .bind(states.positions)
+        .bind(states.created_positions)
+        .bind(states.states)
+        .execute(&mut **transaction)
+        .await
+        .unwrap();
+    for (view, statements) in changes.views.into_iter().zip(&statements.views) {
+        match (view, statements) {
+            (
+                ViewChanges::Row(rows),
+                ViewStatements::Row(RowStatements { upsert, .. })
+                | ViewStatements::Search(SearchStatements { upsert, .. }),
+            ) => {
+                sqlx::query(AssertSqlSafe(upsert.to_string()))
+                    .bind(rows.aggregate_ids)
+                    .bind(rows.versions)
+                    .bind(rows.epochs)
+                    .bind(rows.positions)
+                    .bind(rows.data)
+                    .execute(&mut **transaction)
+                    .await
+                    .unwrap();
+            }
+            (ViewChanges::List(items), ViewStatements::List(statements)) => {
+                sqlx::query(AssertSqlSafe(statements.delete.to_string()))
+                    .bind(items.deleted_keys)
+                    .bind(items.deleted_created_positions)
+                    .bind(items.deleted_ids)
+                    .execute(&mut **transaction)
+                    .await
+                    .unwrap();
+                sqlx::query(AssertSqlSafe(statements.upsert.to_string()))
+                    .bind(items.list_keys)
+                    .bind(items.created_positions)
+                    .bind(items.aggregate_ids)
+                    .bind(items.data)
+                    .execute(&mut **transaction)
+                    .await
+                    .unwrap();
+            }
+            (view, _) => panic!("{view:?}"),
+        }
+    }
 }

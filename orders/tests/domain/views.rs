@@ -1,6 +1,6 @@
-//! What the views of the projection `orders` show.
+//! What the views of the projections `orders` and `products` show.
 
-use orders::{OrderDetail, OrderSummary, Status};
+use orders::{OrderDetail, OrderSummary, ProductHit, Status};
 use projection::{Applied, StoredState, ViewKind};
 use serde_json::json;
 
@@ -41,6 +41,34 @@ fn an_order_is_in_three_views() {
             ("Ada Lovelace", Status::Placed)
         );
     }
+}
+
+#[test]
+fn a_product_is_found_at_its_newest_price() {
+    let mut world = World::furnished();
+    let lamp = json!({
+        "product_id": "lamp", "name": "Lamp", "price_cents": 2_500, "category": "light"
+    });
+    world.does("CreateProduct", lamp);
+    world.does("ChangePrice", json!({"product_id": "lamp", "price_cents": 3_000}));
+    let products = world.domain.projection("products", 1).unwrap().document().unwrap();
+    let hit = |id: &str| -> ProductHit {
+        let of = aggregate("product", id);
+        let history = world.history(&of);
+        let applied =
+            products.apply(&of, StoredState::NOTHING, &history.iter().collect::<Vec<_>>());
+        serde_json::from_str(&applied.upserts[0].data).unwrap()
+    };
+    let expected = ProductHit {
+        product_id: "lamp".to_owned(),
+        name: "Lamp".to_owned(),
+        price_cents: 3_000,
+        category: Some("light".to_owned()),
+    };
+    assert_eq!(hit("lamp"), expected);
+    assert_eq!(hit("pen").category, None, "as products were before there were categories");
+    let blank = json!({"product_id": "x", "name": "X", "price_cents": 5, "category": " "});
+    assert_eq!(world.refuses("CreateProduct", blank), "name-bounds");
 }
 
 #[test]

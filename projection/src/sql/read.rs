@@ -291,7 +291,37 @@ pub(super) fn row(naming: &Naming<'_>, table: &str) -> String {
 
 /// The page is cut before versions are looked up, so that a long list costs no more than a short one.
 pub(super) fn list(naming: &Naming<'_>, table: &str, state_table: &str) -> String {
-    let (snapshot, sources) = snapshot(naming, "$5");
+    let page = format!(
+        r#"select held.created_position, held.aggregate_id, held.data
+                from "{table}" as held
+                where held.list_key = $1::text
+                    and (held.created_position, held.aggregate_id) > ($2::bigint, $3::text)
+                order by held.created_position, held.aggregate_id
+                limit $4::bigint"#
+    );
+    self::page(naming, &page, state_table, "$5")
+}
+
+/// A row's place is its aggregate's, which the state knows.
+pub(super) fn search(naming: &Naming<'_>, table: &str, state_table: &str) -> String {
+    let page = format!(
+        r#"select placed.created_position, held.aggregate_id, held.data
+                from "{table}" as held
+                join "{state_table}" as placed on placed.aggregate_id = held.aggregate_id
+                where ($1::text = '' or held.words @@ websearch_to_tsquery('simple', $1::text))
+                    and ($2::bigint is null or held.number >= $2::bigint)
+                    and ($3::bigint is null or held.number <= $3::bigint)
+                    and ($4::text is null or held.label = $4::text)
+                    and (placed.created_position, held.aggregate_id) > ($5::bigint, $6::text)
+                order by placed.created_position, held.aggregate_id
+                limit $7::bigint"#
+    );
+    self::page(naming, &page, state_table, "$8")
+}
+
+/// Items of `page`, a query of created position, aggregate id and data.
+fn page(naming: &Naming<'_>, page: &str, state_table: &str, parked_limit: &str) -> String {
+    let (snapshot, sources) = snapshot(naming, parked_limit);
     let page_order = "order by page.created_position, page.aggregate_id";
     let gathered = |column: &str, kind: &str| {
         format!("coalesce(array_agg({column} {page_order}), '{{}}')::{kind}[]")
@@ -309,12 +339,7 @@ pub(super) fn list(naming: &Naming<'_>, table: &str, state_table: &str) -> Strin
                 {positions} as item_positions, {created} as item_created_positions,
                 {data} as item_data
             from (
-                select held.created_position, held.aggregate_id, held.data
-                from "{table}" as held
-                where held.list_key = $1::text
-                    and (held.created_position, held.aggregate_id) > ($2::bigint, $3::text)
-                order by held.created_position, held.aggregate_id
-                limit $4::bigint
+                {page}
             ) as page
             join "{state_table}" as state on state.aggregate_id = page.aggregate_id
         ) as items"#

@@ -2,8 +2,8 @@
 
 use consistency::{Name, SchemaVersion};
 use projection::{
-    Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection, Stop,
-    StoredState,
+    Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection, SearchFields,
+    Stop, StoredState,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -56,6 +56,21 @@ fn a_rollup_has_columns_with_plain_names_of_its_own() {
     }
     assert_eq!(mistakes(rollup().sum("written").max("written")).len(), 1);
     assert_eq!(mistakes(rollup().sum("written").list("notes")).len(), 1);
+}
+
+#[test]
+fn a_search_names_plain_fields_of_its_rows() {
+    let search = |words, number, label| {
+        let fields = SearchFields { words, number, label };
+        mistakes(Projection::document("notes", 1, "note", Notes).search("note-search", fields))
+    };
+    assert_eq!(search(&["owner"], "length", "owner"), Vec::<String>::new());
+    assert_eq!(search(&[], "length", "owner").len(), 1);
+    assert_eq!(search(&["owner'"], "Length", "").len(), 3);
+    let long = "v".repeat(50);
+    let fields = SearchFields { words: &["owner"], number: "length", label: "owner" };
+    let notes = Projection::document("notes", 1, "note", Notes).search(&long, fields);
+    assert_eq!(mistakes(notes).len(), 1, "the server would cut the index's name");
 }
 
 #[test]

@@ -124,9 +124,9 @@ async fn pass_over(
                 };
                 write::write_rows(connection, view, &row).await?;
             }
-            // The items of a list take version and position from the state, and rollups have none of
-            // a single aggregate.
-            ViewStatements::List(_) | ViewStatements::Rollup(_) => {}
+            // The items of a list and of a search take version and position from the state, and
+            // rollups have none of a single aggregate.
+            ViewStatements::List(_) | ViewStatements::Search(_) | ViewStatements::Rollup(_) => {}
         }
     }
     Ok(())

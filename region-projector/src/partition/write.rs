@@ -1,6 +1,7 @@
 //! Reads what a batch needs, and writes what it changes: one statement a table each way.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use consistency::Event;
 use projection::sql::{
@@ -57,13 +58,17 @@ pub async fn write(
                     (ViewStatements::Row(view), ViewChanges::Row(changes)) => {
                         write_rows(connection, view, changes).await?;
                     }
+                    (ViewStatements::Search(view), ViewChanges::Row(changes)) => {
+                        put_rows(connection, &view.delete, &view.upsert, changes).await?;
+                    }
                     (ViewStatements::List(view), ViewChanges::List(changes)) => {
                         write_list(connection, view, changes).await?;
                     }
                     (
                         ViewStatements::Row(_)
                         | ViewStatements::List(_)
-                        | ViewStatements::Rollup(_),
+                        | ViewStatements::Rollup(_)
+                        | ViewStatements::Search(_),
                         ViewChanges::Row(_) | ViewChanges::List(_),
                     ) => unreachable!("changes are gathered in the order of the views"),
                 }
@@ -76,7 +81,9 @@ pub async fn write(
             for view in &statements.views {
                 match view {
                     ViewStatements::Rollup(view) => add(connection, view, changes).await?,
-                    ViewStatements::Row(_) | ViewStatements::List(_) => {
+                    ViewStatements::Row(_)
+                    | ViewStatements::List(_)
+                    | ViewStatements::Search(_) => {
                         unreachable!("a rollup has a rollup view only")
                     }
                 }
@@ -116,12 +123,21 @@ pub async fn write_rows(
     view: &RowStatements,
     changes: &RowChanges,
 ) -> Result<(), sqlx::Error> {
+    put_rows(connection, &view.delete, &view.upsert, changes).await
+}
+
+async fn put_rows(
+    connection: &mut PgConnection,
+    delete: &Arc<str>,
+    upsert: &Arc<str>,
+    changes: &RowChanges,
+) -> Result<(), sqlx::Error> {
     if !changes.deleted_ids.is_empty() {
-        let delete = sqlx::query(AssertSqlSafe(view.delete.clone()));
+        let delete = sqlx::query(AssertSqlSafe(Arc::clone(delete)));
         delete.bind(&changes.deleted_ids).execute(&mut *connection).await?;
     }
     if !changes.aggregate_ids.is_empty() {
-        sqlx::query(AssertSqlSafe(view.upsert.clone()))
+        sqlx::query(AssertSqlSafe(Arc::clone(upsert)))
             .bind(&changes.aggregate_ids)
             .bind(&changes.versions)
             .bind(&changes.epochs)

@@ -10,5 +10,6 @@ mod mirroring;
 mod operating;
 mod reading;
 mod rollups;
+mod search;
 mod tally;
 mod world;

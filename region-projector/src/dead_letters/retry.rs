@@ -124,15 +124,15 @@ impl Retrying<'_> {
         Ok(Page::Stopped(applied_count, StillParked { position, reason, error }))
     }
 
-    /// All at once as the worker would; one by one when the database refuses what comes of it, to
-    /// find out which.
+    /// All at once as the worker would; one by one when nothing comes of it, to find out which is at
+    /// fault: the database may refuse all for one of them, and a sum may be too large for all.
     async fn apply(&mut self, events: &[Event]) -> Result<Run, DeadLetterError> {
         match self.attempt(events).await? {
-            Ok(run) => return Ok(run),
-            Err(refused) if events.len() <= 1 => {
+            Ok(run) if run.refused.is_none() || 0 < run.applied_count => return Ok(run),
+            Ok(Run { refused: Some(refused), .. }) | Err(refused) if events.len() <= 1 => {
                 return Ok(Run { applied_count: 0, refused: Some(refused) });
             }
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
         for (applied_count, event) in events.iter().enumerate() {
             let refused = match self.attempt(std::slice::from_ref(event)).await? {

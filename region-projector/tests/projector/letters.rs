@@ -195,6 +195,27 @@ async fn a_rollup_goes_on_past_a_discarded_event() {
 }
 
 #[tokio::test]
+async fn a_sum_that_overflows_loses_nothing_of_an_aggregate_that_is_poison_as_well() {
+    let world = World::start().await;
+    world.add("a", i64::MAX).await;
+    let second = world.add("a", 1).await;
+    world.add("a", 13).await;
+    // All of it is there at once, so that it is most likely one batch.
+    let projector = world.projector(domain_with_totals()).await;
+    eventually("the tables are there", async || projector.readiness().is_ready()).await;
+    let accounted_for = "select (select coalesce(sum(version), 0)::bigint from totals_v1_state)
+                             + (select count(*) from dead_letter where projection = 'totals')";
+    eventually("every event is somewhere", async || world.count(accounted_for).await == 3).await;
+    let (domain, config) = (domain_with_totals(), world.config().apply);
+    let totals = of(&domain, "totals");
+    let retried = dead_letters::retry(&world.pool, totals, &aggregate("a"), &config).await.unwrap();
+    assert_eq!(retried.stopped.unwrap().position, second);
+    let total = "select sum(total)::bigint from totals_v1_total";
+    assert_eq!(world.count(total).await, i64::MAX);
+    stop(projector).await;
+}
+
+#[tokio::test]
 async fn the_parked_are_read_under_the_lock_that_the_commit_holds() {
     let world = World::start().await;
     let projector = world.projector(domain()).await;

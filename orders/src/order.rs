@@ -74,7 +74,7 @@ pub struct Line {
 /// What can happen to an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OrderEvent {
-    /// The first event. Its older schemas are in [`crate::upcast`].
+    /// The first event. The upcasters know its older schemas.
     OrderPlaced {
         /// Who ordered.
         customer_id: String,

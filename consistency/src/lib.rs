@@ -8,18 +8,18 @@
 //!
 //! Read the modules in the order below; each stands on those before it.
 
-mod admission;
+mod position;
 mod aggregate;
+mod event;
+mod admission;
+mod epoch;
+mod token;
+mod demand;
+mod currency;
 mod announcement;
 mod coherence;
-mod currency;
-mod decision;
-mod demand;
-mod epoch;
-mod event;
 mod policy;
-mod position;
-mod token;
+mod decision;
 
 pub use admission::{Admission, admit};
 pub use aggregate::{

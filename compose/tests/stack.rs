@@ -110,6 +110,38 @@ async fn a_region_is_current_within_seconds_of_a_20_s_cut_of_its_event_link() {
     stack.stop().await.unwrap();
 }
 
+/// The mirror of a region holds more than its origin for a while; positions are what joins them again.
+#[tokio::test]
+async fn a_stream_wiped_at_the_primary_is_rebuilt_and_every_region_goes_on() {
+    let mut stack = start().await;
+    let mut europe = caller(&stack, EUROPE);
+    let path = place(&mut europe, "o-wiped").await;
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 1);
+
+    stack.nats.primary.kill().await.unwrap();
+    stack.nats.primary.wipe().await.unwrap();
+    stack.nats.primary.start_again().await.unwrap();
+    let written = add_item(&mut europe, "o-wiped").await;
+    assert_local(&settled(&mut europe, &path, PATIENCE).await, 2);
+    let written = written.body["position"].as_u64().unwrap();
+
+    let (name, password) = stack.nats.primary.credentials(User::Relay);
+    let options = async_nats::ConnectOptions::with_user_and_password(name, password);
+    let client = options.connect(stack.nats.primary.url()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client);
+    let end = Instant::now() + PATIENCE;
+    let rebuilt = loop {
+        let found = jetstream.get_stream("EVENTS-1").await.map(|it| it.cached_info().state.clone());
+        match found {
+            Ok(state) if state.last_sequence == written => break state,
+            Ok(_) | Err(_) => assert!(Instant::now() < end, "the stream is not rebuilt"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((rebuilt.first_sequence, rebuilt.messages), (1, written));
+    stack.stop().await.unwrap();
+}
+
 /// Not even who holds the projector's password can fake currency: without the regions' credential he cannot seal what he
 /// says. Neither a commit nor an idle proof on the checkpoint that is really stored, with or without the seal of a
 /// genuine announcement.

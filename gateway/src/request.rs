@@ -76,6 +76,17 @@ pub fn token_of(presented: &Presented, history: &EpochHistory) -> Result<(Token,
     }
 }
 
+/// Refuses more headers than are taken, counted as HTTP/2 counts them.
+pub fn check_headers(headers: &HeaderMap, bytes_max: u32) -> Result<(), Error> {
+    const OVERHEAD_BYTES: usize = 32;
+    let each = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + OVERHEAD_BYTES
+    };
+    let fit = headers.iter().map(each).sum::<usize>() <= bytes_max as usize;
+    let too_many = || Error::BadRequest(format!("the headers have more than {bytes_max} bytes"));
+    fit.then_some(()).ok_or_else(too_many)
+}
+
 /// The id that the caller gave the request, when it can be printed; else a new one.
 pub fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());

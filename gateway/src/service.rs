@@ -102,7 +102,9 @@ impl Service {
         let is_head = parts.method == Method::HEAD;
         let is_write = parts.method == Method::POST;
         let sent = parts.headers.clone();
-        let token = request::token_of(&presented, &gateway.history());
+        let header_bytes_max = gateway.config.listen.limits.header_bytes_max;
+        let token = request::check_headers(&sent, header_bytes_max)
+            .and_then(|()| request::token_of(&presented, &gateway.history()));
         let unreadable = matches!(&token, Ok((_, true)));
         let (request_id, known, answered) = match token {
             Err(error) => (request::request_id(&sent), None, Err(error)),

@@ -21,6 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Period, shutdown};
 
+/// How many times [`ServerLimits::header_bytes_max`] is read off the wire at most.
+pub const HEADER_BYTES_SPARE: u32 = 4;
+/// Headers of one request that are read off the wire at most.
+const HEADER_COUNT_MAX: usize = 1024;
+
 /// What one listener takes on at most.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(default)]
@@ -29,7 +34,8 @@ pub struct ServerLimits {
     pub connections_max: usize,
     /// For a request's headers to arrive, and for an idle connection to stay.
     pub header_timeout: Period,
-    /// Bytes of a request's headers.
+    /// Bytes of a request's headers. Up to [`HEADER_BYTES_SPARE`] times as many are read, so that
+    /// whoever answers requests can refuse too many in his own words; beyond that the connection is.
     pub header_bytes_max: u32,
     /// Requests at once on one HTTP/2 connection.
     pub streams_max: u32,
@@ -106,17 +112,19 @@ where
 }
 
 fn protocol(limits: &ServerLimits) -> auto::Builder<TokioExecutor> {
+    let header_bytes_max = limits.header_bytes_max.saturating_mul(HEADER_BYTES_SPARE);
     let mut server = auto::Builder::new(TokioExecutor::new());
     server
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout.get())
-        .max_buf_size((limits.header_bytes_max as usize).max(8 * 1024));
+        .max_headers(HEADER_COUNT_MAX)
+        .max_buf_size((header_bytes_max as usize).max(8 * 1024));
     server
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(limits.header_bytes_max)
+        .max_header_list_size(header_bytes_max)
         .keep_alive_interval(limits.header_timeout.get())
         .keep_alive_timeout(limits.header_timeout.get());
     server

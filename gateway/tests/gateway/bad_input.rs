@@ -134,6 +134,8 @@ async fn what_is_too_large_is_refused() {
             assert_eq!(reply.came_to(), (413, "too-large"), "{bytes}");
         }
         assert!(gateway.post(EVENTS, event(400 * 1024)).await.status < 300);
+        let filled = gateway.request(Method::GET, ROW).header("x-filling", "x".repeat(40 * 1024));
+        assert_eq!(Reply::of(filled).await.came_to(), (400, "bad-request"));
     }
 }
 

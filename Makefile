@@ -11,6 +11,9 @@ FIRST_PORT ?=
 # Seconds of load.
 DURATION_S ?= 30
 
+# Tests mostly wait for servers, so that more of them than cores run at once.
+TEST_THREADS ?= 8
+
 target := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 ports := $(if $(FIRST_PORT),--first-port $(FIRST_PORT))
 tools := $(or $(TIDEMARK_TOOLS),.tools)
@@ -25,7 +28,8 @@ up: binaries ## Three regions that stay up, with their addresses
 	$(target)/local up $(ports)
 
 test: binaries ## All tests
-	SQLX_OFFLINE=true cargo test --workspace --locked --profile $(if $(filter dev,$(PROFILE)),test,$(PROFILE))
+	SQLX_OFFLINE=true RUST_TEST_THREADS=$(TEST_THREADS) \
+		cargo test --workspace --locked --profile $(if $(filter dev,$(PROFILE)),test,$(PROFILE))
 
 loadtest: binaries ## A k6 run against three regions while their links lag and break
 	DURATION_S=$(DURATION_S) $(target)/local run $(ports) -- $(tools)/bin/k6 run --quiet loadtest/lag.js

@@ -196,7 +196,7 @@ impl Cluster {
             // TCP on loopback is all that is used, and a socket's path is limited to 107 bytes.
             ("unix_socket_directories", ""),
             ("max_connections", "200"),
-            ("shared_buffers", "64MB"),
+            ("shared_buffers", "16MB"),
             ("fsync", durable),
             ("full_page_writes", durable),
             ("timezone", "UTC"),
@@ -254,6 +254,9 @@ fn server_folder(account: Option<Account>) -> Result<Folder, Error> {
     Ok(folder)
 }
 
+/// Small, since every cluster begins with a copy of one segment.
+const WAL_SEGMENT_MIB: u32 = 1;
+
 /// The data of an empty cluster. Made once in a checkout, since `initdb` takes longer than most tests.
 async fn template(bin: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
     let version = run(Program::new("postgres", bin.join("postgres"), "").arg("--version")).await?;
@@ -261,7 +264,7 @@ async fn template(bin: &Path, account: Option<Account>) -> Result<PathBuf, Error
     let version = version.split_whitespace().nth(2).unwrap_or("unknown");
     let cache = tools::repository().join("target").join("compose");
     let user = rustix::process::geteuid().as_raw();
-    let template = cache.join(format!("initdb-{version}-{user}"));
+    let template = cache.join(format!("initdb-{version}-{user}-{WAL_SEGMENT_MIB}"));
     if template.is_dir() {
         return Ok(template);
     }
@@ -277,6 +280,7 @@ async fn template(bin: &Path, account: Option<Account>) -> Result<PathBuf, Error
     let data = work.path().join("data");
     let initdb = Program::new("initdb", bin.join("initdb"), work.path().join("log"))
         .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+        .arg(format!("--wal-segsize={WAL_SEGMENT_MIB}"))
         .args(["--username", USER, "--pgdata"])
         .arg(&data)
         .folder(work.path());

@@ -1,7 +1,5 @@
 //! The whole: three regions with real gateways and projectors. Needs their binaries: `cargo build --workspace --bins`.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;

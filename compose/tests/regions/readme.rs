@@ -1,11 +1,9 @@
 //! The README's walk with curl, run as it is written, against three real regions.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use compose::local::{Plan, Stack};
 use compose::process::{Program, run};
 
-const README: &str = include_str!("../../README.md");
+const README: &str = include_str!("../../../README.md");
 
 /// The shell block of the README's section of this title.
 fn shell_block(title: &str) -> &'static str {

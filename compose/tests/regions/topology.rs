@@ -1,7 +1,5 @@
 //! The joined NATS servers: who may do what, what crosses the WAN, and what becomes of a mirror when it is cut.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, External, Source};

@@ -1,0 +1,7 @@
+//! Three regions: their NATS servers alone, and the whole. One binary, so that those who wait, wait together.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod readme;
+mod stack;
+mod topology;

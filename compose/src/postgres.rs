@@ -3,6 +3,8 @@
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
@@ -29,9 +31,25 @@ pub struct Options {
     pub settings: Vec<(String, String)>,
 }
 
-/// One Postgres server with its data, on a loopback port. Trusts every connection. Ends and is deleted when dropped.
+/// A Postgres server with its data, on a loopback port, for one holder or shared by several of this process. Trusts every
+/// connection. Ends and is deleted when its last holder drops it.
 #[derive(Debug)]
 pub struct Cluster {
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    Own(Box<Instance>),
+    Shared {
+        instance: Arc<Instance>,
+        /// Tells this holder's databases from those of others.
+        number: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Instance {
     // Before the folder, so that the server is gone when the folder is removed.
     server: Option<Child>,
     folder: Folder,
@@ -47,42 +65,144 @@ pub struct DataCopy {
     folder: Folder,
 }
 
+/// Enough for the pools of all tests that run at once.
+const SHARED_CONNECTIONS_MAX: &str = "1000";
+
+/// What [`Cluster::shared`] hands out, while anybody holds it.
+static SHARED: tokio::sync::Mutex<Weak<Instance>> = tokio::sync::Mutex::const_new(Weak::new());
+
 impl Cluster {
     /// Creates a cluster and starts it.
     pub async fn start(options: Options) -> Result<Self, Error> {
+        let instance = Instance::start(options).await?;
+        Ok(Cluster { held: Held::Own(Box::new(instance)) })
+    }
+
+    /// Joins the cluster that others of this process hold, or starts one. Its databases are its holder's own; it is
+    /// for tests that neither stop nor break their server, since starting one takes longer than most of what is tested.
+    pub async fn shared() -> Result<Self, Error> {
+        static JOINED: AtomicU64 = AtomicU64::new(1);
+        let number = JOINED.fetch_add(1, Ordering::Relaxed);
+        let mut shared = SHARED.lock().await;
+        if let Some(instance) = shared.upgrade() {
+            return Ok(Cluster { held: Held::Shared { instance, number } });
+        }
+        let settings = vec![("max_connections".to_owned(), SHARED_CONNECTIONS_MAX.to_owned())];
+        let options = Options { settings, ..Options::default() };
+        let instance = Arc::new(Instance::start(options).await?);
+        *shared = Arc::downgrade(&instance);
+        Ok(Cluster { held: Held::Shared { instance, number } })
+    }
+
+    /// The connection URL of a database of this holder, for the superuser.
+    pub fn url(&self, database: &str) -> String {
+        self.instance().url(&self.name(database))
+    }
+
+    /// The port, the same through every restart.
+    pub fn port(&self) -> u16 {
+        self.instance().port
+    }
+
+    /// The process id of the server, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.instance().server.as_ref().map(Child::pid)
+    }
+
+    /// The server's log file.
+    pub fn log(&self) -> PathBuf {
+        self.instance().log()
+    }
+
+    /// Creates an empty database and returns its URL.
+    pub async fn create_database(&self, name: &str) -> Result<String, Error> {
+        self.instance().create_database(&self.name(name)).await
+    }
+
+    /// Runs the statements of a file in a database, and stops at the first error.
+    pub async fn run_file(&self, database: &str, file: &Path) -> Result<(), Error> {
+        self.instance().run_file(&self.name(database), file).await
+    }
+
+    /// Starts the stopped or killed server on its data and port, and waits until it takes connections.
+    pub async fn start_again(&mut self) -> Result<(), Error> {
+        self.own()?.start_again().await
+    }
+
+    /// Stops the server in order: sessions are ended, what was committed is kept.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        self.own()?.stop().await
+    }
+
+    /// Kills the server and its sessions at once, as a crash of the machine would.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        self.own()?.kill().await
+    }
+
+    /// Stops or resumes the server's main process, which takes new connections; sessions go on.
+    pub fn signal(&mut self, signal: Signal) -> Result<(), Error> {
+        if let Some(server) = &self.own()?.server {
+            server.signal(signal);
+        }
+        Ok(())
+    }
+
+    /// Copies the data as they are now, to be put back by [`Cluster::restore`]. Restarts the server.
+    pub async fn copy_data(&mut self) -> Result<DataCopy, Error> {
+        self.own()?.copy_data().await
+    }
+
+    /// Puts an older copy of the data back, as a restore from a backup would: all later commits are lost. The server
+    /// may run or not; it runs afterwards.
+    pub async fn restore(&mut self, older: &DataCopy) -> Result<(), Error> {
+        self.own()?.restore(older).await
+    }
+
+    fn instance(&self) -> &Instance {
+        match &self.held {
+            Held::Own(instance) => instance,
+            Held::Shared { instance, .. } => instance,
+        }
+    }
+
+    /// To do to it what others would not survive.
+    fn own(&mut self) -> Result<&mut Instance, Error> {
+        match &mut self.held {
+            Held::Own(instance) => Ok(instance),
+            Held::Shared { instance, .. } => Err(instance.in_state("shared with others")),
+        }
+    }
+
+    fn name(&self, database: &str) -> String {
+        match &self.held {
+            Held::Own(_) => database.to_owned(),
+            Held::Shared { number, .. } => format!("{database}_{number}"),
+        }
+    }
+}
+
+impl Instance {
+    async fn start(options: Options) -> Result<Self, Error> {
         let bin = tools::postgres_bin()?;
         let account = Account::to_drop_to()?;
         let folder = server_folder(account)?;
         let template = template(&bin, account).await?;
         copy(&template, &folder.path().join("data")).await?;
         let port = options.port.map_or_else(ports::free, Ok)?;
-        let mut cluster = Cluster { server: None, folder, account, bin, port, options };
-        cluster.start_again().await?;
-        Ok(cluster)
+        let mut instance = Instance { server: None, folder, account, bin, port, options };
+        instance.start_again().await?;
+        Ok(instance)
     }
 
-    /// The connection URL of a database, for the superuser.
-    pub fn url(&self, database: &str) -> String {
+    fn url(&self, database: &str) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// The port, the same through every restart.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The process id of the server, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.server.as_ref().map(Child::pid)
-    }
-
-    /// The server's log file.
-    pub fn log(&self) -> PathBuf {
+    fn log(&self) -> PathBuf {
         self.folder.path().join("postgres.log")
     }
 
-    /// Creates an empty database and returns its URL.
-    pub async fn create_database(&self, name: &str) -> Result<String, Error> {
+    async fn create_database(&self, name: &str) -> Result<String, Error> {
         let createdb = Program::new("createdb", self.bin.join("createdb"), self.log())
             .args(["--host=127.0.0.1", "--username", USER, "--template=template0", "--port"])
             .args([&self.port.to_string(), name]);
@@ -90,8 +210,7 @@ impl Cluster {
         Ok(self.url(name))
     }
 
-    /// Runs the statements of a file in a database, and stops at the first error.
-    pub async fn run_file(&self, database: &str, file: &Path) -> Result<(), Error> {
+    async fn run_file(&self, database: &str, file: &Path) -> Result<(), Error> {
         let psql = Program::new("psql", self.bin.join("psql"), self.log())
             .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"])
             .args(["--dbname", &self.url(database), "--file"])
@@ -99,8 +218,7 @@ impl Cluster {
         run(psql).await.map(|_| ())
     }
 
-    /// Starts the stopped or killed server on its data and port, and waits until it takes connections.
-    pub async fn start_again(&mut self) -> Result<(), Error> {
+    async fn start_again(&mut self) -> Result<(), Error> {
         if self.server.as_ref().is_some_and(Child::is_running) {
             return Err(self.in_state("running"));
         }
@@ -129,16 +247,14 @@ impl Cluster {
         }
     }
 
-    /// Stops the server in order: sessions are ended, what was committed is kept.
-    pub async fn stop(&mut self) -> Result<(), Error> {
+    async fn stop(&mut self) -> Result<(), Error> {
         match self.server.take() {
             Some(server) => server.stop(Signal::INT, STOP_DEADLINE).await,
             None => Err(self.in_state("not running")),
         }
     }
 
-    /// Kills the server and its sessions at once, as a crash of the machine would.
-    pub async fn kill(&mut self) -> Result<(), Error> {
+    async fn kill(&mut self) -> Result<(), Error> {
         let server = self.server.take().ok_or_else(|| self.in_state("not running"))?;
         let sessions = children(server.pid());
         server.kill().await;
@@ -149,15 +265,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops or resumes the server's main process, which takes new connections; sessions go on.
-    pub fn signal(&self, signal: Signal) {
-        if let Some(server) = &self.server {
-            server.signal(signal);
-        }
-    }
-
-    /// Copies the data as they are now, to be put back by [`Cluster::restore`]. Restarts the server.
-    pub async fn copy_data(&mut self) -> Result<DataCopy, Error> {
+    async fn copy_data(&mut self) -> Result<DataCopy, Error> {
         self.stop().await?;
         let folder = server_folder(self.account)?;
         copy(&self.data(), &folder.path().join("data")).await?;
@@ -165,9 +273,7 @@ impl Cluster {
         Ok(DataCopy { folder })
     }
 
-    /// Puts an older copy of the data back, as a restore from a backup would: all later commits are lost. The server
-    /// may run or not; it runs afterwards.
-    pub async fn restore(&mut self, older: &DataCopy) -> Result<(), Error> {
+    async fn restore(&mut self, older: &DataCopy) -> Result<(), Error> {
         if self.server.is_some() {
             self.kill().await?;
         }

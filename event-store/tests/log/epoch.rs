@@ -29,7 +29,7 @@ fn after(last: u64) -> NewEpoch {
 
 /// A region with ten published events, the last under a key, and a copy of its database as of the sixth.
 async fn region_with_a_backup() -> (Region, Running, DataCopy) {
-    let mut region = Region::start().await;
+    let mut region = Region::alone().await;
     let running = region.relay_of(&region.store, polling()).await;
     fill(&region.store, 6).await;
     running.until_published(6).await;

@@ -233,7 +233,7 @@ struct Broken {
 
 /// A store that reaches its database over a wire, with one event in the log.
 async fn over_a_wire() -> Broken {
-    let database = Database::start().await;
+    let database = Database::alone().await;
     let wire = Wire::to(database.cluster.port()).await;
     let config =
         StoreConfig { settle_wait_max: Duration::from_secs(2), ..StoreConfig::new(LOG_ID) };

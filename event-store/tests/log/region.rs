@@ -30,8 +30,18 @@ pub struct Running {
 impl Region {
     pub async fn start() -> Self {
         let (database, nats) = tokio::join!(Database::start(), Server::start_single());
+        Self::of(database, nats.unwrap()).await
+    }
+
+    /// For a test that sets the database back.
+    pub async fn alone() -> Self {
+        let (database, nats) = tokio::join!(Database::alone(), Server::start_single());
+        Self::of(database, nats.unwrap()).await
+    }
+
+    async fn of(database: Database, nats: Server) -> Self {
         let (store, committer) = database.store().await;
-        Self { database, nats: nats.unwrap(), store, _committer: committer }
+        Self { database, nats, store, _committer: committer }
     }
 
     pub async fn client(&self, user: User) -> Client {

@@ -18,7 +18,7 @@ struct Broken {
 
 /// A store that reaches its database over a wire, with one event in the log.
 async fn over_a_wire() -> Broken {
-    let database = Database::start().await;
+    let database = Database::alone().await;
     let wire = Wire::to(database.cluster.port()).await;
     let config =
         StoreConfig { settle_wait_max: Duration::from_secs(2), ..StoreConfig::new(LOG_ID) };
@@ -79,7 +79,7 @@ async fn a_session_that_is_terminated_before_its_commit_is_made_again() {
         eventually("the waiting session is terminated", async || {
             let terminated: Option<bool> = sqlx::query_scalar(
                 "select pg_terminate_backend(pid) from pg_stat_activity
-                 where wait_event_type = 'Lock' and query like '%append_events%'",
+                 where datname = current_database() and wait_event_type = 'Lock' and query like '%append_events%'",
             )
             .fetch_optional(&pool)
             .await

@@ -23,7 +23,15 @@ pub struct Database {
 
 impl Database {
     pub async fn start() -> Self {
-        let cluster = Cluster::start(Options::default()).await.unwrap();
+        Self::of(Cluster::shared().await.unwrap()).await
+    }
+
+    /// For a test that stops its server, or sets it back.
+    pub async fn alone() -> Self {
+        Self::of(Cluster::start(Options::default()).await.unwrap()).await
+    }
+
+    async fn of(cluster: Cluster) -> Self {
         let url = cluster.create_database("tidemark_log").await.unwrap();
         let database = Self { cluster, url };
         event_store::migrate(&database.pool()).await.unwrap();
@@ -118,7 +126,7 @@ pub async fn until_blocked(pool: &PgPool) {
     eventually("an append waits for the head", async || {
         let waiting: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
-             where wait_event_type = 'Lock' and query like '%append_events%'",
+             where datname = current_database() and wait_event_type = 'Lock' and query like '%append_events%'",
         )
         .fetch_one(pool)
         .await

@@ -62,7 +62,7 @@ async fn until_blocked(pool: &PgPool, pattern: &str) {
     eventually("the statement waits for a lock", async || {
         let waiting: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
-             where wait_event_type = 'Lock' and query like $1",
+             where datname = current_database() and wait_event_type = 'Lock' and query like $1",
         )
         .bind(pattern)
         .fetch_one(pool)

@@ -59,9 +59,18 @@ impl World {
     }
 
     async fn begin(more: &str) -> Self {
+        let (nats, postgres) = tokio::join!(Server::start_single(), Cluster::shared());
+        Self::of(nats.unwrap(), postgres.unwrap(), more).await
+    }
+
+    /// For a test that stops its Postgres server, or sets it back.
+    pub async fn alone(more: &str) -> Self {
         let (nats, postgres) =
             tokio::join!(Server::start_single(), Cluster::start(Options::default()));
-        let (nats, postgres) = (nats.unwrap(), postgres.unwrap());
+        Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), more)).await
+    }
+
+    async fn of(nats: Server, postgres: Cluster, more: &str) -> Self {
         postgres.create_database("tidemark_log").await.unwrap();
         let primary_projector = Projector::start(PRIMARY, &postgres, &nats).await;
         let projector = Projector::start(REGION, &postgres, &nats).await;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use compose::postgres::{Cluster, Options};
+use compose::postgres::Cluster;
 use consistency::{AggregateId, LogPosition, PartitionCount, Version};
 use projection::sql::{
     ListAnswer, ListStatements, RollupAnswer, RollupStatements, RowAnswer, RowStatements,
@@ -23,7 +23,7 @@ struct Database {
 }
 
 async fn database(definition: &ProjectionDefinition) -> Database {
-    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let cluster = Cluster::shared().await.unwrap();
     let url = cluster.create_database("tidemark_region").await.unwrap();
     let pool = PgPool::connect(&url).await.unwrap();
     let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/region");

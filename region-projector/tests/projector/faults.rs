@@ -56,7 +56,7 @@ async fn a_crash_between_commit_and_announcement_is_made_good_by_the_next_start(
 
 #[tokio::test]
 async fn a_killed_database_is_waited_for() {
-    let mut world = World::start().await;
+    let mut world = World::alone().await;
     let projector = world.projector(domain()).await;
     world.stored(world.add("a", 1).await).await;
     world.postgres.kill().await.unwrap();
@@ -137,7 +137,7 @@ async fn a_commit_whose_reply_is_lost_is_not_repeated() {
         last = world.add("a", 1).await;
         sqlx::query(
             "select pg_terminate_backend(pid) from pg_stat_activity
-             where application_name = 'region-projector'",
+             where datname = current_database() and application_name = 'region-projector'",
         )
         .execute(&world.pool)
         .await
@@ -150,7 +150,7 @@ async fn a_commit_whose_reply_is_lost_is_not_repeated() {
 
 #[tokio::test]
 async fn a_database_set_back_is_noticed_and_caught_up_without_a_new_event() {
-    let mut world = World::start().await;
+    let mut world = World::alone().await;
     let projector = world.projector(domain()).await;
     world.stored(world.add("a", 1).await).await;
     stop(projector).await;

@@ -225,7 +225,7 @@ async fn the_parked_are_read_under_the_lock_that_the_commit_holds() {
     let mut transaction = world.pool.begin().await.unwrap();
     sqlx::query("select 1 from checkpoint for update").execute(&mut *transaction).await.unwrap();
     let at = world.add("a", 1).await;
-    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
                        and application_name = 'region-projector' and query like '%committed_at%'";
     eventually("all partitions wait", async || world.count(waiting).await == 4).await;
     sqlx::query(

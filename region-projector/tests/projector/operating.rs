@@ -7,6 +7,7 @@ use consistency::{AggregateId, Name};
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::log::CREDENTIAL;
 use crate::world::{DEADLINE, LOG_ID, World, eventually, stop};
@@ -27,7 +28,7 @@ async fn operate(world: &World, arguments: &[&str]) -> Output {
         primary_log = {{ url = "http://{log}", credential = "{CREDENTIAL}" }}
         "#
     );
-    let file = world.postgres.log().with_file_name("projector.toml");
+    let file = world.postgres.log().with_file_name(format!("projector-{}.toml", Uuid::new_v4()));
     std::fs::write(&file, text).unwrap();
     let run = Command::new(env!("CARGO_BIN_EXE_region-projector"))
         .arg("--config")

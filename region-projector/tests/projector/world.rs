@@ -42,9 +42,18 @@ impl World {
         Self::at(Server::start_single().await.unwrap()).await
     }
 
+    /// For a test that stops its Postgres server, or sets it back.
+    pub async fn alone() -> Self {
+        let postgres = Cluster::start(Options::default()).await.unwrap();
+        Self::of(Server::start_single().await.unwrap(), postgres).await
+    }
+
     /// Around a server that is there; the stream is the caller's when it is not the primary's.
     pub async fn at(nats: Server) -> Self {
-        let postgres = Cluster::start(Options::default()).await.unwrap();
+        Self::of(nats, Cluster::shared().await.unwrap()).await
+    }
+
+    async fn of(nats: Server, postgres: Cluster) -> Self {
         let database_url = postgres.create_database("tidemark_region").await.unwrap();
         let pool = process::postgres::connect(&PostgresConfig::new(&database_url), "test").unwrap();
         let (user, password) = nats.credentials(User::Operator);

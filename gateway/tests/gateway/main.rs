@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod ends;
+mod hints;
 mod lists;
 mod once;
 mod policies;

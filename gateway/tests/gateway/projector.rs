@@ -30,7 +30,12 @@ impl Projector {
     pub async fn start(region: &'static str, cluster: &Cluster, nats: &Server) -> Self {
         let name = format!("tidemark_{}", region.replace('-', "_"));
         let url = cluster.create_database(&name).await.unwrap();
-        let pool = PgPool::connect(&url).await.unwrap();
+        Self::on(region, &url, nats).await
+    }
+
+    /// Makes the tables in a database that is there.
+    pub async fn on(region: &'static str, url: &str, nats: &Server) -> Self {
+        let pool = PgPool::connect(url).await.unwrap();
         sqlx::migrate!("../migrations/region").run(&pool).await.unwrap();
         let domain = orders::domain().unwrap();
         let definition = domain.projection("orders", 1).unwrap().clone();

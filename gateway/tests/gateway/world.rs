@@ -28,6 +28,7 @@ pub struct World {
     pub projector: Projector,
     pub nats: Server,
     pub postgres: Cluster,
+    region_postgres: Option<Cluster>,
 }
 
 /// A gateway that runs in this process.
@@ -60,27 +61,37 @@ impl World {
 
     async fn begin(more: &str) -> Self {
         let (nats, postgres) = tokio::join!(Server::start_single(), Cluster::shared());
-        Self::of(nats.unwrap(), postgres.unwrap(), more).await
+        Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), None, more)).await
     }
 
-    /// For a test that stops its Postgres server, or sets it back.
+    /// With Postgres servers that may be stopped and set back, the primary's and the region's.
     pub async fn alone(more: &str) -> Self {
-        let (nats, postgres) =
-            tokio::join!(Server::start_single(), Cluster::start(Options::default()));
-        Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), more)).await
+        let cluster = || Cluster::start(Options::default());
+        let (nats, postgres, region) =
+            tokio::join!(Server::start_single(), Box::pin(cluster()), Box::pin(cluster()));
+        let region = Some(region.unwrap());
+        Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), region, more)).await
     }
 
-    async fn of(nats: Server, postgres: Cluster, more: &str) -> Self {
+    async fn of(nats: Server, postgres: Cluster, apart: Option<Cluster>, more: &str) -> Self {
+        let in_region = apart.as_ref().unwrap_or(&postgres);
         postgres.create_database("tidemark_log").await.unwrap();
         let primary_projector = Projector::start(PRIMARY, &postgres, &nats).await;
-        let projector = Projector::start(REGION, &postgres, &nats).await;
+        let projector = Projector::start(REGION, in_region, &nats).await;
         let primary = Gateway::start(&primary_config(&postgres, &nats)).await;
-        let region = region_config(&postgres, &nats, &primary.base);
+        let region = region_config(in_region, &nats, &primary.base);
         let region = Gateway::start(&format!("{more}\n{region}")).await;
-        let world = Self { primary, region, primary_projector, projector, nats, postgres };
+        let region_postgres = apart;
+        let world =
+            Self { primary, region, primary_projector, projector, nats, postgres, region_postgres };
         world.primary.ready().await;
         world.region.ready().await;
         world
+    }
+
+    /// The Postgres server of the region, which is its own in a world [`alone`](Self::alone).
+    pub fn region_postgres(&mut self) -> &mut Cluster {
+        self.region_postgres.as_mut().unwrap_or(&mut self.postgres)
     }
 
     /// The whole log, as regions read it.
@@ -167,6 +178,11 @@ impl Gateway {
             reqwest::get(url).await.is_ok_and(|answer| answer.status() == 200)
         })
         .await;
+    }
+
+    /// What `/readyz` says.
+    pub async fn readiness(&self) -> Reply {
+        Reply::of(reqwest::Client::new().get(format!("{}/readyz", self.admin))).await
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -206,7 +206,7 @@ impl ReadModels {
         let partition_count = definition.partition_count();
         match (question, statements) {
             (Question::Row(aggregate), Some(ViewStatements::Row(statements))) => {
-                let partition = partition_count.partition_of(aggregate.id());
+                let partition = definition.partition_for(aggregate);
                 let row: RowColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
                     .bind(i32::from(partition))
                     .bind(aggregate.id())

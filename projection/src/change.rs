@@ -1,7 +1,5 @@
 //! What a batch changes, as the columns of the statements that write it.
 
-use consistency::PartitionCount;
-
 use crate::{Applied, ProjectionDefinition, ViewKind};
 
 /// Everything that a batch writes besides its checkpoint.
@@ -91,7 +89,7 @@ impl Changes {
         let mut changes = Self { states: StateWrites::default(), views: views.collect() };
         for applied in batch {
             if applied.after.version() != applied.before.version() {
-                changes.add(definition.partition_count(), applied);
+                changes.add(definition, applied);
             }
         }
         changes
@@ -102,8 +100,9 @@ impl Changes {
         self.states.aggregate_ids.is_empty()
     }
 
-    fn add(&mut self, partition_count: PartitionCount, applied: Applied) {
+    fn add(&mut self, definition: &ProjectionDefinition, applied: Applied) {
         let (before, after) = (applied.before, applied.after);
+        let partition = definition.partition_for(&applied.aggregate);
         let id = applied.aggregate.id();
         for key in applied.deletes {
             match &mut self.views[key.view_index()] {
@@ -134,7 +133,7 @@ impl Changes {
         }
         let states = &mut self.states;
         states.aggregate_ids.push(id.to_owned());
-        states.partitions.push(i32::from(partition_count.partition_of(id)));
+        states.partitions.push(i32::from(partition));
         states.previous_versions.push(before.version().as_i64());
         states.versions.push(after.version().as_i64());
         states.epochs.push(after.at().epoch.as_i32());

@@ -16,6 +16,15 @@ use crate::{
 
 const PARTITION_COUNT: u16 = 8;
 
+/// Spreads aggregates over partitions. The same answer for the same aggregate for ever, in every
+/// process; an answer beyond the count is taken modulo it.
+pub type PartitionStrategy = fn(&AggregateId, PartitionCount) -> u16;
+
+/// FNV-1a of the id, modulo the count.
+fn by_id(aggregate: &AggregateId, count: PartitionCount) -> u16 {
+    count.partition_of(aggregate.id())
+}
+
 /// A projection being declared. Mistakes are reported together, by [`Self::build`] or by
 /// [`crate::DomainBuilder::build`].
 #[must_use]
@@ -24,6 +33,7 @@ pub struct Projection {
     version: u32,
     aggregate_type: String,
     partition_count: u16,
+    partition_strategy: PartitionStrategy,
     views: Vec<(String, ViewKind)>,
     rules: Rules,
     mistakes: Vec<String>,
@@ -78,6 +88,7 @@ impl Projection {
             version,
             aggregate_type: aggregate_type.to_owned(),
             partition_count: PARTITION_COUNT,
+            partition_strategy: by_id,
             views: Vec::new(),
             rules,
             mistakes: Vec::new(),
@@ -121,6 +132,13 @@ impl Projection {
     /// How many partitions share the work; 8 unless set. Another number needs another version.
     pub fn partitions(mut self, count: u16) -> Self {
         self.partition_count = count;
+        self
+    }
+
+    /// How aggregates are spread over the partitions; by a hash of their ids unless set. Another way
+    /// needs another version: what one partition has applied, another would not know.
+    pub fn partitioned_by(mut self, strategy: PartitionStrategy) -> Self {
+        self.partition_strategy = strategy;
         self
     }
 
@@ -196,12 +214,13 @@ impl Projection {
             return Err(DomainError::of(&said, mistakes));
         }
         let statements = Arc::new(statements);
-        let version = self.version;
+        let (version, partition_strategy) = (self.version, self.partition_strategy);
         Ok(ProjectionDefinition {
             name,
             version,
             aggregate_type,
             partition_count,
+            partition_strategy,
             views,
             kind,
             statements,
@@ -249,6 +268,7 @@ pub struct ProjectionDefinition {
     version: u32,
     aggregate_type: Name,
     partition_count: PartitionCount,
+    partition_strategy: PartitionStrategy,
     views: Arc<[ViewDefinition]>,
     kind: ProjectionKind,
     statements: Arc<Statements>,
@@ -286,8 +306,12 @@ impl ProjectionDefinition {
 
     /// The partition that applies an aggregate's events; `None` when they are not of its type.
     pub fn partition_of(&self, aggregate: &AggregateId) -> Option<u16> {
-        (*aggregate.kind() == self.aggregate_type)
-            .then(|| self.partition_count.partition_of(aggregate.id()))
+        (*aggregate.kind() == self.aggregate_type).then(|| self.partition_for(aggregate))
+    }
+
+    /// The same for an aggregate that is known to be of its type.
+    pub fn partition_for(&self, aggregate: &AggregateId) -> u16 {
+        (self.partition_strategy)(aggregate, self.partition_count) % self.partition_count.get()
     }
 
     /// The views that it feeds.

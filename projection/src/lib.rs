@@ -71,7 +71,7 @@ pub use change::{Changes, ListChanges, RowChanges, StateWrites, ViewChanges};
 pub use command::{
     Command, CommandDefinition, CommandError, Found, NewEventData, Prepared, RuleViolation,
 };
-pub use definition::{Projection, ProjectionDefinition, ProjectionKind};
+pub use definition::{PartitionStrategy, Projection, ProjectionDefinition, ProjectionKind};
 pub use document::{
     Applied, Document, DocumentDefinition, LIST_KEY_BYTES_MAX, ROW_COUNT_MAX, ROWS_BYTES_MAX, Row,
     RowKey, Rows, Stop, StoredState,

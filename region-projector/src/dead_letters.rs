@@ -194,7 +194,7 @@ async fn open(
         return Err(DeadLetterError::OtherType { key, expected, found: found.to_string() });
     }
     require_parked(connection, &key, aggregate).await?;
-    let partition = definition.partition_count().partition_of(aggregate.id());
+    let partition = definition.partition_for(aggregate);
     let held = checkpoint::take_one(connection, &key, partition).await?;
     let held = held.ok_or_else(|| DeadLetterError::NoCheckpoint(key.clone()))?;
     // Another operator may have been quicker.

@@ -1,6 +1,7 @@
 //! One version of a projection: takes its partitions over, lets them run, and starts anew when the
 //! database turns out not to be what memory says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,11 +191,11 @@ impl Engine {
         let chain = Chain::new(self.shared.epoch, held.iter().map(|held| held.mark))?;
         tracing::info!(version = %self.key, from = %chain.end().position, "partitions taken over");
         let over = stop.child_token();
-        let mut senders = Vec::new();
+        let mut senders = BTreeMap::new();
         let mut partitions = JoinSet::new();
         for held in held {
             let (sender, chunks) = mpsc::channel::<Chunk>(self.shared.config.queue_chunks_max);
-            senders.push(sender);
+            senders.insert(held.partition, sender);
             partitions.spawn(self.partition(held).run(chunks, over.clone()));
         }
         let reader = tokio::spawn(self.reader(chain, senders).run(over.clone()));
@@ -286,14 +287,13 @@ impl Engine {
         }
     }
 
-    fn reader(&self, chain: Chain, partitions: Vec<mpsc::Sender<Chunk>>) -> Reader {
+    fn reader(&self, chain: Chain, partitions: BTreeMap<u16, mpsc::Sender<Chunk>>) -> Reader {
         let shared = self.shared.clone();
         let Shared { context, stream, log, stalled, status, health, telemetry, config, .. } =
             shared;
         Reader {
             key: self.key.clone(),
-            aggregate_type: self.definition.aggregate_type().clone(),
-            partition_count: self.definition.partition_count(),
+            definition: self.definition.clone(),
             partitions,
             context,
             stream,

@@ -309,11 +309,7 @@ impl Running {
     }
 
     /// One try: lock, read, decide, write, commit.
-    async fn attempt<'a>(
-        &self,
-        batch: &'a Batch,
-        condemned: &Condemned,
-    ) -> Result<Plan<'a>, Failed> {
+    async fn attempt(&self, batch: &Batch, condemned: &Condemned) -> Result<Plan, Failed> {
         let Partition { key, definition, held, pool, config, .. } = &self.partition;
         let mut connection = pool.acquire().await?;
         let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
@@ -340,12 +336,12 @@ impl Running {
         Ok(plan)
     }
 
-    async fn plan<'a>(
+    async fn plan(
         &self,
         connection: &mut PgConnection,
-        batch: &'a Batch,
+        batch: &Batch,
         condemned: &Condemned,
-    ) -> Result<Plan<'a>, sqlx::Error> {
+    ) -> Result<Plan, sqlx::Error> {
         let Partition { key, definition, held, .. } = &self.partition;
         let mut known = write::load(connection, key, definition, &batch.events).await?;
         Ok(plan::plan(definition, held.partition, &batch.events, &mut known, condemned))
@@ -364,7 +360,7 @@ impl Running {
         if stored.contains(&Held { mark: to, ..*held }) { Ok(()) } else { Err(Failed::Displaced) }
     }
 
-    async fn committed(&mut self, batch: &Batch, plan: Plan<'_>, began: Instant) {
+    async fn committed(&mut self, batch: &Batch, plan: Plan, began: Instant) {
         let from = self.watermark;
         self.stored(batch.through, batch.committed_at);
         self.announce(from, &plan.touched).await;

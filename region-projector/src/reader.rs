@@ -6,11 +6,13 @@
 
 pub mod pull;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use consistency::{CommittedAt, Event, Name, PartitionCount, Position};
+use consistency::{CommittedAt, Event, Position};
+use projection::ProjectionDefinition;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -63,11 +65,9 @@ pub struct Reader {
     /// The version that it reads for.
     pub key: VersionKey,
     /// Events of other aggregate types only move the partitions on.
-    pub aggregate_type: Name,
-    /// How aggregates are spread over `partitions`.
-    pub partition_count: PartitionCount,
-    /// One sender for each partition, in their order.
-    pub partitions: Vec<mpsc::Sender<Chunk>>,
+    pub definition: ProjectionDefinition,
+    /// One sender for each partition that is held here. Events of the others are passed over.
+    pub partitions: BTreeMap<u16, mpsc::Sender<Chunk>>,
     /// The region's server.
     pub context: Context,
     /// The stream of the chain's epoch.
@@ -152,7 +152,7 @@ impl Reader {
 
     /// Joins what was read to the chain and hands it on, with what the log has for the holes.
     async fn join(&mut self, reads: Vec<Read>) -> Result<(), Paused> {
-        let mut stretch = Stretch::new(self.partitions.len());
+        let mut stretch = Stretch::default();
         let joined = self.join_each(&mut stretch, reads).await;
         // Also when it went no further: what has joined the chain is not read again.
         self.dispatch(&mut stretch).await?;
@@ -219,7 +219,7 @@ impl Reader {
         if let Some(head) = page.head.filter(|head| head.epoch == self.chain.epoch()) {
             self.status.raise_head(head.epoch, head.position);
         }
-        let mut stretch = Stretch::new(self.partitions.len());
+        let mut stretch = Stretch::default();
         let mut events = page.events.into_iter();
         let joined = events.try_for_each(|event| self.join_event(&mut stretch, event));
         let fetched = self.chain.end().position.since(after);
@@ -234,9 +234,9 @@ impl Reader {
 
     fn add(&self, stretch: &mut Stretch, event: Event) {
         stretch.through = Some((Mark::of(&event), event.committed_at));
-        if *event.aggregate.kind() == self.aggregate_type {
-            let partition = self.partition_count.partition_of(event.aggregate.id());
-            stretch.events[usize::from(partition)].push(event);
+        let partition = self.definition.partition_of(&event.aggregate);
+        if let Some(partition) = partition.filter(|own| self.partitions.contains_key(own)) {
+            stretch.events.entry(partition).or_default().push(event);
         }
     }
 
@@ -245,8 +245,8 @@ impl Reader {
     async fn dispatch(&mut self, stretch: &mut Stretch) -> Result<(), Paused> {
         let Some((through, committed_at)) = stretch.through.take() else { return Ok(()) };
         self.status.raise_head(self.chain.epoch(), through.position);
-        for (sender, events) in self.partitions.iter().zip(&mut stretch.events) {
-            let events = std::mem::take(events);
+        for (partition, sender) in &self.partitions {
+            let events = stretch.events.remove(partition).unwrap_or_default();
             let chunk = Chunk { events, through, committed_at };
             sender.send(chunk).await.map_err(|_| Paused::Deaf)?;
         }
@@ -255,15 +255,10 @@ impl Reader {
 }
 
 /// Events that joined the chain and were not handed on yet.
+#[derive(Default)]
 struct Stretch {
-    events: Vec<Vec<Event>>,
+    events: BTreeMap<u16, Vec<Event>>,
     through: Option<(Mark, CommittedAt)>,
-}
-
-impl Stretch {
-    fn new(partition_count: usize) -> Self {
-        Self { events: (0..partition_count).map(|_| Vec::new()).collect(), through: None }
-    }
 }
 
 async fn next(

@@ -147,7 +147,7 @@ impl Target {
     pub fn partitions(&self, definition: Option<&ProjectionDefinition>) -> Partitions {
         match (&self.question, definition) {
             (Question::Row(aggregate), Some(definition)) => {
-                Partitions::One(definition.partition_count().partition_of(aggregate.id()))
+                Partitions::One(definition.partition_for(aggregate))
             }
             (Question::Row(_), None)
             | (Question::List { .. } | Question::Search { .. } | Question::Rollup(_), _) => {
@@ -183,5 +183,50 @@ fn page_limit(gateway: &Gateway, call: &Call) -> Result<u32, Error> {
             let fits = u32::try_from(limit).ok().filter(|limit| (1..=max).contains(limit));
             fits.ok_or_else(|| Error::BadRequest(format!("limit must be from 1 to {max}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consistency::{Event, PartitionCount};
+    use projection::{Document, Fold, FoldError, Projection, Rows};
+
+    use super::*;
+
+    struct Nothing;
+
+    impl Fold for Nothing {
+        type State = ();
+        type Event = ();
+
+        fn fold(&self, _: Option<()>, (): (), _: &Event) -> Result<Option<()>, FoldError> {
+            Ok(None)
+        }
+    }
+
+    impl Document for Nothing {
+        fn rows(&self, (): &(), _: &mut Rows<'_>) {}
+    }
+
+    #[test]
+    fn a_row_depends_on_the_partition_that_its_projection_puts_it_in() {
+        let in_two = |_: &AggregateId, _: PartitionCount| 2;
+        let notes = || Projection::document("notes", 1, "note", Nothing).row("note").partitions(4);
+        let own = notes().partitioned_by(in_two).build().unwrap();
+        let usual = notes().build().unwrap();
+        let aggregate = AggregateId::new(Name::new("note").unwrap(), "n-1").unwrap();
+        let hashed = usual.partition_count().partition_of("n-1");
+        assert_ne!(hashed, 2, "or the test says nothing");
+        let target = Target {
+            projection: own.name().clone(),
+            newest_version: 1,
+            view: Name::new("note").unwrap(),
+            key: "n-1".to_owned(),
+            scope: Scope::Row(aggregate.key()),
+            question: Question::Row(aggregate),
+            after_page: None,
+        };
+        assert_eq!(target.partitions(Some(&own)), Partitions::One(2));
+        assert_eq!(target.partitions(Some(&usual)), Partitions::One(hashed));
     }
 }

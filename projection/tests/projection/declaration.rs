@@ -1,9 +1,9 @@
 //! What a domain may declare, and how its events and commands are read and written.
 
-use consistency::{Name, SchemaVersion};
+use consistency::{AggregateId, Name, PartitionCount, SchemaVersion};
 use projection::{
-    Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection, SearchFields,
-    Stop, StoredState,
+    Changes, Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection,
+    SearchFields, Stop, StoredState,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -256,4 +256,17 @@ fn partitions_are_of_one_aggregate_type() {
     let name = Name::new("other").unwrap();
     let other = consistency::AggregateId::new(name, "n-1").unwrap();
     assert_eq!(definition.partition_of(&other), None);
+}
+
+#[test]
+fn a_projection_may_spread_its_aggregates_in_its_own_way() {
+    let by_length = |aggregate: &AggregateId, _: PartitionCount| aggregate.id().len() as u16;
+    let definition = declared(1).partitions(4).partitioned_by(by_length).build().unwrap();
+    assert_eq!(definition.partition_of(&note("n")), Some(1));
+    assert_eq!(definition.partition_of(&note("n-1")), Some(3));
+    assert_eq!(definition.partition_of(&note("n-1234")), Some(2), "modulo the count");
+    let written = event(&note("n"), 1, 1, "Written", r#"{"owner":"o","text":"t"}"#);
+    let document = definition.document().unwrap();
+    let applied = document.apply(&note("n"), StoredState::NOTHING, &[&written]);
+    assert_eq!(Changes::gather(&definition, vec![applied]).states.partitions, [1]);
 }

@@ -78,12 +78,12 @@ pub async fn park(
 pub async fn bury(
     connection: &mut PgConnection,
     key: &VersionKey,
-    letters: &[Letter<'_>],
+    letters: &[Letter],
 ) -> Result<(), sqlx::Error> {
     if letters.is_empty() {
         return Ok(());
     }
-    let events = || letters.iter().map(|letter| letter.event);
+    let events = || letters.iter().map(|letter| &letter.event);
     let positions: Vec<i64> = events().map(|event| event.at.position.as_i64()).collect();
     let kinds: Vec<String> = events().map(|event| event.aggregate.kind().to_string()).collect();
     let ids: Vec<String> = events().map(|event| event.aggregate.id().to_owned()).collect();

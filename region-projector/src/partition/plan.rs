@@ -39,9 +39,9 @@ pub struct Parking {
 
 /// An event that goes to the dead letters.
 #[derive(Debug)]
-pub struct Letter<'a> {
-    /// The event.
-    pub event: &'a Event,
+pub struct Letter {
+    /// The event; a copy, so that a plan outlives its batch.
+    pub event: Event,
     /// Why, for operators.
     pub error: String,
 }
@@ -57,13 +57,13 @@ pub enum Writes {
 
 /// Everything that a batch writes besides its checkpoint.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct Plan {
     /// States and rows.
     pub writes: Writes,
     /// Aggregates that stop here.
     pub parkings: Vec<Parking>,
     /// Their events, and those of aggregates that stopped before.
-    pub letters: Vec<Letter<'a>>,
+    pub letters: Vec<Letter>,
     /// Every aggregate that an event of the batch touched, in whatever way.
     pub touched: BTreeSet<AggregateKey>,
     /// Events that the states held already.
@@ -77,7 +77,7 @@ pub fn plan<'a>(
     events: impl IntoIterator<Item = &'a Event>,
     known: &mut Known,
     condemned: &Condemned,
-) -> Plan<'a> {
+) -> Plan {
     let mut groups: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
     for event in events {
         groups.entry(event.aggregate.id()).or_default().push(event);
@@ -109,20 +109,21 @@ pub fn plan<'a>(
 
 /// The events that are not applied.
 #[derive(Default)]
-struct Sorted<'a> {
+struct Sorted {
     parkings: Vec<Parking>,
-    letters: Vec<Letter<'a>>,
+    letters: Vec<Letter>,
     duplicate_count: usize,
 }
 
-impl<'a> Sorted<'a> {
-    fn bury(&mut self, events: &[&'a Event], error: &str) {
-        let letters = events.iter().map(|event| Letter { event, error: error.to_owned() });
+impl Sorted {
+    fn bury(&mut self, events: &[&Event], error: &str) {
+        let letters =
+            events.iter().map(|event| Letter { event: (*event).clone(), error: error.to_owned() });
         self.letters.extend(letters);
     }
 
     /// The first of `events` failed; the later ones wait behind it.
-    fn park(&mut self, events: &[&'a Event], reason: &'static str, error: &str) {
+    fn park(&mut self, events: &[&Event], reason: &'static str, error: &str) {
         let Some((first, later)) = events.split_first() else { return };
         self.parkings.push(Parking { aggregate: first.aggregate.clone(), at: first.at, reason });
         self.bury(&[first], error);
@@ -130,12 +131,12 @@ impl<'a> Sorted<'a> {
     }
 }
 
-fn documents<'a>(
+fn documents(
     definition: &ProjectionDefinition,
     document: &DocumentDefinition,
-    groups: &[Vec<&'a Event>],
+    groups: &[Vec<&Event>],
     known: &mut Known,
-    sorted: &mut Sorted<'a>,
+    sorted: &mut Sorted,
 ) -> Changes {
     let applied = groups.iter().map(|group| {
         let aggregate = &group[0].aggregate;
@@ -158,12 +159,12 @@ fn documents<'a>(
     Changes::gather(definition, applied.collect())
 }
 
-fn rollups<'a>(
+fn rollups(
     rollup: &RollupDefinition,
     partition: u16,
-    groups: &[Vec<&'a Event>],
+    groups: &[Vec<&Event>],
     known: &Known,
-    sorted: &mut Sorted<'a>,
+    sorted: &mut Sorted,
 ) -> (StateWrites, RollupChanges) {
     let (parking_count, letter_count) = (sorted.parkings.len(), sorted.letters.len());
     let mut states = StateWrites::default();

@@ -43,7 +43,7 @@ pub async fn write(
     key: &VersionKey,
     definition: &ProjectionDefinition,
     partition: u16,
-    plan: &Plan<'_>,
+    plan: &Plan,
 ) -> Result<bool, sqlx::Error> {
     parking::park(connection, key, partition, &plan.parkings).await?;
     parking::bury(connection, key, &plan.letters).await?;

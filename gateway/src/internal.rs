@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use consistency::{Event, Position};
+use consistency::{AggregateId, Epoch, Event, Name, Position, Version};
 use event_store::EventStore;
 use http::StatusCode;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::{
     answer::Answer,
     error::Error,
     gateway::{Gateway, Role},
-    request::Call,
+    request::{Call, decoded},
 };
 
 const EVENTS_MAX: u64 = 5_000;
@@ -34,19 +34,48 @@ pub async fn log(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
     let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
     let unread = |error| Error::unreachable("its log cannot be read", error);
     let head = store.head().await.map_err(unread)?;
-    if call.number("epoch")?.is_some_and(|epoch| epoch != u64::from(head.at.epoch.get())) {
-        // Positions of another epoch may name other events.
-        return Err(Error::BadRequest(format!("the log is in epoch {}", head.at.epoch)));
-    }
+    check_epoch(call, head.at.epoch)?;
     let events = store.read_range(after, limit as u32).await.map_err(unread)?;
+    page(&events)
+}
+
+/// `GET /internal/log/{type}/{id}?epoch=&from_version=&limit=`: events of one aggregate, one a line, in
+/// the order of their versions.
+pub async fn aggregate(
+    gateway: &Gateway,
+    call: &Call,
+    kind: &str,
+    id: &str,
+) -> Result<Answer, Error> {
+    let store = trusted_store(gateway, call)?;
+    let malformed = |error| Error::BadRequest(format!("the aggregate {error}"));
+    let kind = Name::new(decoded(kind)?).map_err(malformed)?;
+    let aggregate = AggregateId::new(kind, decoded(id)?).map_err(malformed)?;
+    let from = Version::new(call.number("from_version")?.unwrap_or(1));
+    let from = from.ok_or_else(|| Error::BadRequest("from_version is too large".to_owned()))?;
+    let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
+    let unread = |error| Error::unreachable("its log cannot be read", error);
+    check_epoch(call, store.head().await.map_err(unread)?.at.epoch)?;
+    page(&store.read_aggregate(&aggregate, from, limit as u32).await.map_err(unread)?)
+}
+
+fn page(events: &[Event]) -> Result<Answer, Error> {
     let mut page = Vec::new();
-    for event in &events {
+    for event in events {
         if PAGE_BYTES_MAX < page.len() {
             break;
         }
         page.extend(line(event)?);
     }
     Ok(Answer::typed(StatusCode::OK, "application/x-ndjson", Bytes::from(page)))
+}
+
+/// Positions of another epoch may name other events.
+fn check_epoch(call: &Call, epoch: Epoch) -> Result<(), Error> {
+    if call.number("epoch")?.is_some_and(|asked| asked != u64::from(epoch.get())) {
+        return Err(Error::BadRequest(format!("the log is in epoch {epoch}")));
+    }
+    Ok(())
 }
 
 /// `GET /internal/epochs`: every epoch after the first, with the last position that it kept.

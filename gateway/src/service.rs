@@ -36,11 +36,12 @@ enum Route {
     Search,
     Currency,
     InternalLog,
+    InternalAggregate,
     InternalEpochs,
 }
 
 impl Route {
-    const ALL: [(&str, Self); 8] = [
+    const ALL: [(&str, Self); 9] = [
         ("/v1/aggregates/{type}/{id}/events", Self::AggregateEvents),
         ("/v1/aggregates/{type}/{id}", Self::Aggregate),
         ("/v1/commands/{command}", Self::Command),
@@ -48,6 +49,7 @@ impl Route {
         ("/v1/views/{view}", Self::Search),
         ("/v1/currency", Self::Currency),
         ("/internal/log", Self::InternalLog),
+        ("/internal/log/{type}/{id}", Self::InternalAggregate),
         ("/internal/epochs", Self::InternalEpochs),
     ];
 
@@ -66,6 +68,7 @@ impl Route {
             | Self::Search
             | Self::Currency
             | Self::InternalLog
+            | Self::InternalAggregate
             | Self::InternalEpochs => "GET, HEAD",
         }
     }
@@ -179,6 +182,9 @@ impl Service {
             }
             Route::Currency if is_read => overview::answer(gateway, &call),
             Route::InternalLog if is_read => internal::log(gateway, &call).await,
+            Route::InternalAggregate if is_read => {
+                internal::aggregate(gateway, &call, parameter("type"), parameter("id")).await
+            }
             Route::InternalEpochs if is_read => internal::epochs(gateway, &call).await,
             Route::AggregateEvents
             | Route::Command
@@ -187,6 +193,7 @@ impl Service {
             | Route::Search
             | Route::Currency
             | Route::InternalLog
+            | Route::InternalAggregate
             | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),
         }
     }

@@ -104,6 +104,10 @@ pub struct ApplyConfig {
     pub parked_aggregates_max: u64,
     /// Keys that an announcement names at most; beyond, every key counts as touched.
     pub announced_keys_max: usize,
+    /// Events of one aggregate that are fetched from the log at most to fill a gap in its versions.
+    pub gap_events_max: usize,
+    /// How long the log is asked for them before the aggregate is parked.
+    pub gap_wait_max: Period,
 }
 
 impl Default for ApplyConfig {
@@ -118,6 +122,8 @@ impl Default for ApplyConfig {
             attempt_timeout: Period::from_secs(30),
             parked_aggregates_max: 100,
             announced_keys_max: 1000,
+            gap_events_max: 10_000,
+            gap_wait_max: Period::from_secs(10),
         }
     }
 }

@@ -273,12 +273,13 @@ impl Engine {
     }
 
     fn partition(&self, held: Held) -> Partition {
-        let Shared { pool, announcer, status, health, telemetry, config, .. } = &self.shared;
+        let Shared { pool, log, announcer, status, health, telemetry, config, .. } = &self.shared;
         Partition {
             key: self.key.clone(),
             definition: self.definition.clone(),
             held,
             pool: pool.clone(),
+            log: log.clone(),
             announcer: announcer.clone(),
             status: status.clone(),
             health: health.clone(),

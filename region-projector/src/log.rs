@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use consistency::{Epoch, Event, EventError, LogPosition, Position};
+use consistency::{AggregateId, Epoch, Event, EventError, LogPosition, Position, Version};
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use process::config::Secret;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -100,6 +101,20 @@ impl LogClient {
         let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let events = lines.map(event).collect::<Result<_, _>>()?;
         Ok(Page { events, head })
+    }
+
+    /// A page of the events of an aggregate from a version on; empty when there are none.
+    pub async fn read_aggregate(
+        &self,
+        epoch: Epoch,
+        aggregate: &AggregateId,
+        from: Version,
+    ) -> Result<Vec<Event>, LogError> {
+        let (kind, id) = (aggregate.kind(), utf8_percent_encode(aggregate.id(), NON_ALPHANUMERIC));
+        let path = format!("/internal/log/{kind}/{id}?epoch={epoch}&from_version={from}");
+        let (_, body) = self.get(&path, PAGE_BYTES_MAX).await?;
+        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(event).collect()
     }
 
     /// Every epoch after the first, with the last position that it kept of its past.

@@ -1,6 +1,7 @@
 //! One partition: takes what has arrived, applies it in one transaction, says so.
 
 pub mod failure;
+mod gap;
 pub(crate) mod parking;
 pub mod plan;
 mod poison;
@@ -22,12 +23,14 @@ use crate::chain::Mark;
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::health::{Health, Part, chain_of};
+use crate::log::LogClient;
 use crate::reader::Chunk;
 use crate::retry::{Backoff, bounded};
 use crate::status::{self, Status};
-use crate::telemetry::{Outcome, Telemetry};
+use crate::telemetry::{FetchReason, Outcome, Telemetry};
 use failure::{Failure, classify};
-use plan::{Condemned, Plan};
+use gap::Healed;
+use plan::{Condemned, Gap, Plan};
 
 /// Why a partition ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct Partition {
     pub held: Held,
     /// The region's database.
     pub pool: PgPool,
+    /// The primary's log, for what is missing.
+    pub log: LogClient,
     /// Where it announces.
     pub announcer: Announcer,
     /// Where it says what it has reached.
@@ -101,6 +106,22 @@ impl Batch {
     }
 }
 
+/// What earlier tries of a batch have found out.
+#[derive(Debug, Default)]
+struct Findings {
+    condemned: Condemned,
+    healed: Healed,
+}
+
+impl Findings {
+    /// The events to apply: those of the batch, but what the log says where that is known better.
+    fn events<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = &'a Event> + Clone {
+        let read = batch.events.iter();
+        let read = read.filter(|event| !self.healed.contains_key(event.aggregate.id()));
+        read.chain(self.healed.values().flatten())
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Applied {
@@ -114,6 +135,10 @@ enum Applied {
 enum Failed {
     Displaced,
     Tripped(Trip),
+    /// Events are missing that the log may have.
+    Gaps(Vec<Gap>),
+    /// Sums leave their bounds when all is added up at once.
+    TooMuch,
     Database(sqlx::Error),
 }
 
@@ -230,12 +255,13 @@ impl Running {
                 self.stored(through, committed_at);
                 Ok(())
             }
-            Err(Failed::Displaced) => Err(Left::Displaced),
             Err(Failed::Tripped(trip)) => Err(Left::Tripped(trip)),
             Err(Failed::Database(error)) => {
                 self.partition.health.unwell(Part::Database, &self.name, chain_of(&error));
                 Ok(())
             }
+            // A checkpoint that moves alone meets neither gap nor sum.
+            Err(Failed::Displaced | Failed::Gaps(_) | Failed::TooMuch) => Err(Left::Displaced),
         }
     }
 
@@ -273,10 +299,10 @@ impl Running {
     ) -> Result<Applied, Left> {
         let config = self.partition.config;
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
-        let mut condemned = Condemned::new();
+        let mut findings = Findings::default();
         loop {
             let began = Instant::now();
-            let tried = bounded(config.attempt_timeout, self.attempt(batch, &condemned));
+            let tried = bounded(config.attempt_timeout, self.attempt(batch, &findings));
             let error = match tried.await {
                 Ok(plan) => {
                     self.committed(batch, plan, began).await;
@@ -284,13 +310,21 @@ impl Running {
                 }
                 Err(Failed::Displaced) => return Err(Left::Displaced),
                 Err(Failed::Tripped(trip)) => return Err(Left::Tripped(trip)),
+                Err(Failed::TooMuch) => return Ok(Applied::NotAtOnce),
+                Err(Failed::Gaps(gaps)) => {
+                    let healing = self.heal(&gaps, batch, &mut findings);
+                    match stop.run_until_cancelled(healing).await {
+                        Some(()) => continue,
+                        None => return Err(Left::Stopped),
+                    }
+                }
                 Err(Failed::Database(error)) => error,
             };
             let reason = match classify(&error) {
                 Failure::Transient(reason) => reason,
-                Failure::Permanent(reason) => match self.find_poison(batch, &condemned).await {
+                Failure::Permanent(reason) => match self.find_poison(batch, &findings).await {
                     Ok(found) if !found.is_empty() => {
-                        condemned.extend(found);
+                        findings.condemned.extend(found);
                         continue;
                     }
                     // Nothing of ours is at fault, or the search itself failed: visibly, again.
@@ -308,8 +342,44 @@ impl Running {
         }
     }
 
+    /// Asks the log for what is missing, as long as it may take. Where that does not help, what was
+    /// read stands, and its aggregate is parked.
+    async fn heal(&self, gaps: &[Gap], batch: &Batch, findings: &mut Findings) {
+        let config = self.partition.config;
+        let until = Instant::now() + config.gap_wait_max.get();
+        for gap in gaps {
+            let id = gap.aggregate.id();
+            let fetched = self.fetch(gap, batch.through.position, until).await;
+            let events = fetched.unwrap_or_else(|| {
+                tracing::warn!(partition = self.name, aggregate = %gap.aggregate, "gap is not filled");
+                let read = batch.events.iter().filter(|event| event.aggregate.id() == id);
+                read.cloned().collect()
+            });
+            findings.healed.insert(id.to_owned(), events);
+        }
+    }
+
+    async fn fetch(&self, gap: &Gap, through: Position, until: Instant) -> Option<Vec<Event>> {
+        let Partition { log, held, health, telemetry, config, .. } = &self.partition;
+        let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
+        loop {
+            match gap::fetch(log, held.epoch, gap, through, config.gap_events_max).await {
+                Ok(events) => {
+                    health.well(Part::Log, &self.name);
+                    telemetry.fetched(FetchReason::Gap, events.iter().flatten().count() as u64);
+                    return events;
+                }
+                Err(error) if Instant::now() < until => {
+                    health.unwell(Part::Log, &self.name, chain_of(&error));
+                    backoff.pause().await;
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// One try: lock, read, decide, write, commit.
-    async fn attempt(&self, batch: &Batch, condemned: &Condemned) -> Result<Plan, Failed> {
+    async fn attempt(&self, batch: &Batch, findings: &Findings) -> Result<Plan, Failed> {
         let Partition { key, definition, held, pool, config, .. } = &self.partition;
         let mut connection = pool.acquire().await?;
         let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
@@ -319,9 +389,13 @@ impl Running {
         if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
             transaction.rollback().await?;
             self.explain(through).await?;
-            return Ok(self.plan(&mut connection, batch, condemned).await?);
+            return Ok(self.plan(&mut connection, batch, findings).await?);
         }
-        let plan = self.plan(&mut transaction, batch, condemned).await?;
+        let plan = self.plan(&mut transaction, batch, findings).await?;
+        if let Some(failed) = reconsider(&plan, batch, findings) {
+            transaction.rollback().await?;
+            return Err(failed);
+        }
         let bound = config.parked_aggregates_max;
         if let Some(trip) = breaker::check(&mut transaction, key, &plan.parkings, bound).await? {
             transaction.rollback().await?;
@@ -340,11 +414,12 @@ impl Running {
         &self,
         connection: &mut PgConnection,
         batch: &Batch,
-        condemned: &Condemned,
+        findings: &Findings,
     ) -> Result<Plan, sqlx::Error> {
         let Partition { key, definition, held, .. } = &self.partition;
-        let mut known = write::load(connection, key, definition, &batch.events).await?;
-        Ok(plan::plan(definition, held.partition, &batch.events, &mut known, condemned))
+        let events = findings.events(batch);
+        let mut known = write::load(connection, key, definition, events.clone()).await?;
+        Ok(plan::plan(definition, held.partition, events, &mut known, &findings.condemned))
     }
 
     /// The checkpoint was not where we left it. It is all right only when an earlier try, whose
@@ -415,4 +490,14 @@ impl Running {
             _ => health.unwell(Part::Parked, &self.name, format!("{count} aggregates")),
         }
     }
+}
+
+/// Why a plan is not carried out: something else may spare what it would park.
+fn reconsider(plan: &Plan, batch: &Batch, findings: &Findings) -> Option<Failed> {
+    let asked = |gap: &&Gap| findings.healed.contains_key(gap.aggregate.id());
+    let gaps: Vec<Gap> = plan.gaps.iter().filter(|gap| !asked(gap)).cloned().collect();
+    if !gaps.is_empty() {
+        return Some(Failed::Gaps(gaps));
+    }
+    (plan.overflowed && 1 < batch.events.len()).then_some(Failed::TooMuch)
 }

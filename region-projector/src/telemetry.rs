@@ -48,6 +48,10 @@ pub enum FetchReason {
     Unreadable,
     /// The mirror stood still.
     Stalled,
+    /// The stream begins after what is read next.
+    Retention,
+    /// Versions of an aggregate were missing.
+    Gap,
 }
 
 impl FetchReason {
@@ -56,6 +60,8 @@ impl FetchReason {
             Self::Hole => "hole",
             Self::Unreadable => "unreadable",
             Self::Stalled => "stalled",
+            Self::Retention => "retention",
+            Self::Gap => "gap",
         }
     }
 }

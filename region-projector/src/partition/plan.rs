@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use consistency::{Admission, AggregateId, AggregateKey, Event, LogPosition, Version, admit};
+use consistency::{
+    Admission, AggregateId, AggregateKey, Event, LogPosition, Position, Version, admit,
+};
 use projection::{
     Changes, Delta, DocumentDefinition, ProjectionDefinition, ProjectionKind, RollupChanges,
     RollupDefinition, StateWrites, Stop, StoredState,
@@ -23,8 +25,28 @@ pub struct Known {
     pub parked: HashSet<String>,
 }
 
-/// Aggregates whose rows the database refused, with a reason out of a closed set and its words.
-pub type Condemned = BTreeMap<String, (&'static str, String)>;
+/// Aggregates, by id, of which the database refuses what an event makes.
+pub type Condemned = BTreeMap<String, Refusal>;
+
+/// What the database says to an event of an aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where the event stands.
+    pub at: Position,
+    /// Out of a closed set.
+    pub reason: &'static str,
+    /// The database's words.
+    pub error: String,
+}
+
+/// An aggregate of which events are missing before those that are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Which.
+    pub aggregate: AggregateId,
+    /// The last version before the gap.
+    pub after: Version,
+}
 
 /// An aggregate to be parked.
 #[derive(Debug)]
@@ -68,6 +90,11 @@ pub struct Plan {
     pub touched: BTreeSet<AggregateKey>,
     /// Events that the states held already.
     pub duplicate_count: usize,
+    /// Aggregates that are parked for events that are missing: the log may have them.
+    pub gaps: Vec<Gap>,
+    /// The events together leave the bounds of a sum, and all of them are parked for it. One by one
+    /// they may not.
+    pub overflowed: bool,
 }
 
 /// Decides what `events`, in log order, do.
@@ -85,13 +112,11 @@ pub fn plan<'a>(
     let mut sorted = Sorted::default();
     let mut open = Vec::new();
     let touched = groups.values().map(|group| group[0].aggregate.key()).collect();
-    for (id, group) in groups {
+    for (id, events) in groups {
         if known.parked.contains(id) {
-            sorted.bury(&group, "an earlier event of the aggregate is parked");
-        } else if let Some((reason, error)) = condemned.get(id) {
-            sorted.park(&group, reason, error);
+            sorted.bury(&events, "an earlier event of the aggregate is parked");
         } else {
-            open.push(group);
+            open.push(Group::new(events, condemned.get(id)));
         }
     }
     let writes = match definition.kind() {
@@ -103,8 +128,35 @@ pub fn plan<'a>(
             Writes::Rollup(states, changes)
         }
     };
-    let Sorted { parkings, letters, duplicate_count } = sorted;
-    Plan { writes, parkings, letters, touched, duplicate_count }
+    let Sorted { parkings, letters, duplicate_count, gaps, overflowed } = sorted;
+    Plan { writes, parkings, letters, touched, duplicate_count, gaps, overflowed }
+}
+
+/// The events of one aggregate.
+struct Group<'a> {
+    events: Vec<&'a Event>,
+    /// How many of them come before one that the database refuses, and what it says to that one.
+    refused: Option<(usize, Refusal)>,
+}
+
+impl<'a> Group<'a> {
+    fn new(events: Vec<&'a Event>, refusal: Option<&Refusal>) -> Self {
+        let refused = refusal.map(|refusal| {
+            let before = |event: &&Event| event.at.position < refusal.at;
+            (events.partition_point(before), refusal.clone())
+        });
+        Self { events, refused }
+    }
+
+    fn aggregate(&self) -> &'a AggregateId {
+        &self.events[0].aggregate
+    }
+
+    /// The events that the database has nothing against.
+    fn sound(&self) -> &[&'a Event] {
+        let count = self.refused.as_ref().map_or(self.events.len(), |(count, _)| *count);
+        &self.events[..count]
+    }
 }
 
 /// The events that are not applied.
@@ -113,6 +165,8 @@ struct Sorted {
     parkings: Vec<Parking>,
     letters: Vec<Letter>,
     duplicate_count: usize,
+    gaps: Vec<Gap>,
+    overflowed: bool,
 }
 
 impl Sorted {
@@ -129,30 +183,41 @@ impl Sorted {
         self.bury(&[first], error);
         self.bury(later, "an earlier event of the aggregate is parked");
     }
+
+    /// The first of `events` does not follow the version that its aggregate has.
+    fn park_gap(&mut self, events: &[&Event], after: Version) {
+        let Some(first) = events.first() else { return };
+        let error = format!("version {} cannot follow {after}", first.version);
+        self.gaps.push(Gap { aggregate: first.aggregate.clone(), after });
+        self.park(events, REASON_GAP, &error);
+    }
+
+    /// All that came before is applied, and the database has nothing to say to more than that.
+    fn park_refused(&mut self, group: &Group<'_>) {
+        if let Some((count, Refusal { reason, error, .. })) = &group.refused {
+            self.park(&group.events[*count..], reason, error);
+        }
+    }
 }
 
 fn documents(
     definition: &ProjectionDefinition,
     document: &DocumentDefinition,
-    groups: &[Vec<&Event>],
+    groups: &[Group<'_>],
     known: &mut Known,
     sorted: &mut Sorted,
 ) -> Changes {
     let applied = groups.iter().map(|group| {
-        let aggregate = &group[0].aggregate;
+        let aggregate = group.aggregate();
         let before = known.states.remove(aggregate.id()).unwrap_or(StoredState::NOTHING);
         let held = |event: &&&Event| event.version <= before.version();
-        sorted.duplicate_count += group.iter().filter(held).count();
-        let applied = document.apply(aggregate, before, group);
+        sorted.duplicate_count += group.sound().iter().filter(held).count();
+        let applied = document.apply(aggregate, before, group.sound());
+        let rest = &group.events[applied.consumed..];
         match &applied.stop {
-            None => {}
-            Some(Stop::Gap { state, event }) => {
-                let error = format!("version {event} cannot follow {state}");
-                sorted.park(&group[applied.consumed..], REASON_GAP, &error);
-            }
-            Some(Stop::Poison(error)) => {
-                sorted.park(&group[applied.consumed..], error.kind(), &chain_of(error));
-            }
+            None => sorted.park_refused(group),
+            Some(Stop::Gap { state, .. }) => sorted.park_gap(rest, *state),
+            Some(Stop::Poison(error)) => sorted.park(rest, error.kind(), &chain_of(error)),
         }
         applied
     });
@@ -162,7 +227,7 @@ fn documents(
 fn rollups(
     rollup: &RollupDefinition,
     partition: u16,
-    groups: &[Vec<&Event>],
+    groups: &[Group<'_>],
     known: &Known,
     sorted: &mut Sorted,
 ) -> (StateWrites, RollupChanges) {
@@ -170,22 +235,23 @@ fn rollups(
     let mut states = StateWrites::default();
     let mut deltas: Vec<(LogPosition, Delta)> = Vec::new();
     for group in groups {
-        let before = known.states.get(group[0].aggregate.id()).unwrap_or(&StoredState::NOTHING);
-        let Admitted { run, gap, duplicate_count } = admitted(before.version(), group);
+        let before = known.states.get(group.aggregate().id()).unwrap_or(&StoredState::NOTHING);
+        let Admitted { run, gap, duplicate_count } = admitted(before.version(), group.sound());
         sorted.duplicate_count += duplicate_count;
-        let events: Vec<&Event> = run.iter().map(|place| group[*place]).collect();
+        let events: Vec<&Event> = run.iter().map(|place| group.events[*place]).collect();
         let counted = rollup.count(before, &events);
         deltas.extend(counted.deltas);
         match (counted.error, gap) {
             (Some(error), _) => {
                 let place = run.get(counted.consumed).copied().unwrap_or_default();
-                sorted.park(&group[place..], error.kind(), &chain_of(&error));
+                sorted.park(&group.events[place..], error.kind(), &chain_of(&error));
             }
-            (None, Some((place, error))) => sorted.park(&group[place..], REASON_GAP, &error),
-            (None, None) => {}
+            (None, Some((place, after))) => sorted.park_gap(&group.events[place..], after),
+            (None, None) => sorted.park_refused(group),
         }
         if let Some(newest) = events[..counted.consumed].last() {
-            note_counted(&mut states, partition, before, (group[0], newest), counted.state);
+            let ends = (group.events[0], *newest);
+            note_counted(&mut states, partition, before, ends, counted.state);
         }
     }
     match rollup.gather(partition, deltas.iter().map(|(at, delta)| (*at, delta))) {
@@ -195,8 +261,9 @@ fn rollups(
             // what an aggregate had counted before it stopped is not counted either.
             sorted.parkings.truncate(parking_count);
             sorted.letters.truncate(letter_count);
+            sorted.overflowed = true;
             for group in groups {
-                sorted.park(group, error.kind(), &chain_of(&error));
+                sorted.park(&group.events, error.kind(), &chain_of(&error));
             }
             (StateWrites::default(), RollupChanges::default())
         }
@@ -204,11 +271,11 @@ fn rollups(
 }
 
 /// The places of the events of a group that follow what is counted, and of the first that leaves a
-/// version out.
+/// version out, with the version that it does not follow.
 #[derive(Default)]
 struct Admitted {
     run: Vec<usize>,
-    gap: Option<(usize, String)>,
+    gap: Option<(usize, Version)>,
     duplicate_count: usize,
 }
 
@@ -223,8 +290,7 @@ fn admitted(counted: Version, group: &[&Event]) -> Admitted {
             }
             Admission::Duplicate => admitted.duplicate_count += 1,
             Admission::Gap => {
-                let error = format!("version {} cannot follow {version}", event.version);
-                admitted.gap = Some((place, error));
+                admitted.gap = Some((place, version));
                 break;
             }
         }

@@ -112,35 +112,48 @@ impl Shared {
         match request.uri().path() {
             "/internal/epochs" => Response::new(Full::new("[]".into())),
             "/internal/log" => self.page(request.uri().query().unwrap_or_default()),
+            path if path.starts_with("/internal/log/tally/") => {
+                let id = path.rsplit('/').next().unwrap();
+                self.aggregate(id, request.uri().query().unwrap_or_default())
+            }
             _ => refused(StatusCode::NOT_FOUND),
         }
     }
 
     fn page(&self, query: &str) -> Response<Full<Bytes>> {
-        let parameter = |name: &str| -> usize {
-            let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-            pairs
-                .filter(|(key, _)| *key == name)
-                .map(|(_, value)| value.parse::<usize>().unwrap())
-                .sum()
-        };
         let events = self.events.lock().unwrap();
-        let page = events.iter().skip(parameter("after")).take(parameter("limit"));
+        let page = events.iter().skip(parameter(query, "after")).take(parameter(query, "limit"));
         let withheld = *self.withheld.lock().unwrap();
         let page = page.filter(|event| Some(event.at.position) != withheld);
-        let lines = page.map(|event| {
-            let headers: serde_json::Map<_, _> = event
-                .headers()
-                .into_iter()
-                .map(|(name, text)| (name.into(), text.into()))
-                .collect();
-            format!("{}\n", json!({ "headers": headers, "data": event.data }))
-        });
-        let mut response = Response::new(Full::new(lines.collect::<String>().into()));
+        let mut response = lines(page);
         let head = format!("1.{}", events.len());
         response.headers_mut().insert("tidemark-head", head.parse().unwrap());
         response
     }
+
+    /// Two events at a time, so that more are asked for.
+    fn aggregate(&self, id: &str, query: &str) -> Response<Full<Bytes>> {
+        let events = self.events.lock().unwrap();
+        let withheld = *self.withheld.lock().unwrap();
+        let from = parameter(query, "from_version") as u64;
+        let ours = events.iter().filter(|event| event.aggregate.id() == id);
+        let ours = ours.filter(|event| from <= event.version.get());
+        lines(ours.filter(|event| Some(event.at.position) != withheld).take(2))
+    }
+}
+
+fn parameter(query: &str, name: &str) -> usize {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.parse::<usize>().unwrap()).sum()
+}
+
+fn lines<'a>(events: impl Iterator<Item = &'a Event>) -> Response<Full<Bytes>> {
+    let lines = events.map(|event| {
+        let headers: serde_json::Map<_, _> =
+            event.headers().into_iter().map(|(name, text)| (name.into(), text.into())).collect();
+        format!("{}\n", json!({ "headers": headers, "data": event.data }))
+    });
+    Response::new(Full::new(lines.collect::<String>().into()))
 }
 
 fn refused(status: StatusCode) -> Response<Full<Bytes>> {

@@ -4,11 +4,13 @@
 
 mod apply;
 mod faults;
+mod gaps;
 mod letters;
 mod log;
 mod mirroring;
 mod operating;
 mod reading;
+mod refusals;
 mod rollups;
 mod search;
 mod tally;

@@ -1,6 +1,6 @@
-//! What a token of another epoch is worth here.
+//! What a token, a checkpoint or an event of another epoch is worth here.
 
-use crate::{Epoch, Position, Token};
+use crate::{Epoch, LogPosition, Position, Token};
 
 /// The epochs that this process knows of, and where each later one begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,26 @@ pub enum Judged {
     Lost(Token),
     /// Of an epoch that is not known here yet.
     Newer(Token),
+}
+
+/// What becomes of checkpoints when the current epoch is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adoption {
+    /// They count in the current epoch.
+    Here,
+    /// Some are of an older epoch, and all that they vouch for was kept: they count in the current one
+    /// as they stand.
+    InPlace,
+    /// One vouches for something that a later epoch did not keep: what was made of it is not of this
+    /// log, and cannot be told from the rest.
+    Beyond {
+        /// The checkpoint.
+        stored: LogPosition,
+        /// The last position of its epoch that every later one kept.
+        kept: Position,
+    },
+    /// One is of an epoch that is not known here yet.
+    Newer(Epoch),
 }
 
 impl EpochHistory {
@@ -60,12 +80,51 @@ impl EpochHistory {
         if current < token.epoch() {
             return Judged::Newer(token);
         }
-        let later = self.starts.iter().filter(|(epoch, _)| token.epoch() < *epoch);
-        let kept = later.map(|(_, start)| *start).min().unwrap_or(Position::MAX);
-        if token.largest_position() <= kept {
+        if token.largest_position() <= self.kept_of(token.epoch()) {
             Judged::Carried(token.carried_to(current))
         } else {
             Judged::Lost(token)
+        }
+    }
+
+    /// The last position of an epoch that every later one kept; [`Position::MAX`] when there is none
+    /// later.
+    pub fn kept_of(&self, epoch: Epoch) -> Position {
+        let later = self.starts.iter().filter(|(later, _)| epoch < *later);
+        later.map(|(_, start)| *start).min().unwrap_or(Position::MAX)
+    }
+
+    /// The epoch that the event at a position bears in the current log: an epoch takes all that comes
+    /// after its start, be it written in it or carried into it.
+    pub fn epoch_of(&self, position: Position) -> Epoch {
+        let newest = self.starts.iter().rev().find(|(_, start)| *start < position);
+        newest.map_or(Epoch::FIRST, |(epoch, _)| *epoch)
+    }
+
+    /// Whether read models that have stored these checkpoints can go on in the current epoch. All must
+    /// be fit for it: rows of several partitions are read together.
+    pub fn adoption(&self, stored: impl IntoIterator<Item = LogPosition>) -> Adoption {
+        stored.into_iter().map(|stored| self.adoption_of(stored)).fold(
+            Adoption::Here,
+            |all, one| match (all, one) {
+                (decided @ (Adoption::Beyond { .. } | Adoption::Newer(_)), _) => decided,
+                (Adoption::InPlace, Adoption::Here) => Adoption::InPlace,
+                (Adoption::Here | Adoption::InPlace, one) => one,
+            },
+        )
+    }
+
+    fn adoption_of(&self, stored: LogPosition) -> Adoption {
+        let current = self.current();
+        let kept = self.kept_of(stored.epoch);
+        if current < stored.epoch {
+            Adoption::Newer(stored.epoch)
+        } else if stored.epoch == current {
+            Adoption::Here
+        } else if stored.position <= kept {
+            Adoption::InPlace
+        } else {
+            Adoption::Beyond { stored, kept }
         }
     }
 }
@@ -102,6 +161,37 @@ mod tests {
     fn an_epoch_from_the_future_is_not_judged_by_its_position() {
         let token = Token::new(epoch(2));
         assert_eq!(EpochHistory::first().judge(token.clone()), Judged::Newer(token));
+    }
+
+    fn at(number: u32, value: u64) -> LogPosition {
+        LogPosition::new(epoch(number), position(value))
+    }
+
+    #[test]
+    fn checkpoints_at_or_below_every_later_start_are_adopted_in_place_and_others_never() {
+        let history =
+            EpochHistory::new(vec![(epoch(2), position(6)), (epoch(3), position(4))]).unwrap();
+        assert_eq!(history.adoption([]), Adoption::Here);
+        assert_eq!(history.adoption([at(3, 0), at(3, 90)]), Adoption::Here);
+        assert_eq!(history.adoption([at(1, 4), at(3, 9), at(2, 0)]), Adoption::InPlace);
+        let beyond = Adoption::Beyond { stored: at(1, 5), kept: position(4) };
+        assert_eq!(history.adoption([at(1, 5)]), beyond, "the newest start is lower");
+        assert_eq!(history.adoption([at(3, 9), at(1, 5), at(1, 1)]), beyond, "one is enough");
+        assert_eq!(history.adoption([at(1, 1), at(4, 1)]), Adoption::Newer(epoch(4)));
+    }
+
+    #[test]
+    fn an_event_bears_the_newest_epoch_that_starts_before_it() {
+        let history = |second, third| {
+            EpochHistory::new(vec![(epoch(2), position(second)), (epoch(3), position(third))])
+                .unwrap()
+        };
+        let epochs = |history: EpochHistory| {
+            (1..=8).map(|at| history.epoch_of(position(at)).get()).collect::<Vec<_>>()
+        };
+        assert_eq!(epochs(history(2, 5)), [1, 1, 2, 2, 2, 3, 3, 3]);
+        assert_eq!(epochs(history(5, 2)), [1, 1, 3, 3, 3, 3, 3, 3], "carried on from epoch 2");
+        assert_eq!(epochs(EpochHistory::first()), [1; 8]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use coherence::{Coherence, CoherenceScope, Raise};
 pub use currency::{Evidence, IdleProof, Parked, Verdict, judge, watermark};
 pub use decision::{Budget, Chain, Decision, Estimate, Place, Refusal, decide};
 pub use demand::{Demand, Scope};
-pub use epoch::{EpochHistory, Judged};
+pub use epoch::{Adoption, EpochHistory, Judged};
 pub use event::{
     CommittedAt, Event, EventError, EventId, MESSAGE_ID_HEADER, SchemaVersion, Traceparent, header,
     stream_name,

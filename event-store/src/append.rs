@@ -63,6 +63,8 @@ pub enum Expected {
 pub(crate) struct Command {
     pub append: Append,
     pub idempotency: Option<Idempotency>,
+    /// The epoch that it may be appended in; `None` for any.
+    pub judged: Option<Epoch>,
 }
 
 /// Where committed events stand. Versions and positions of one append follow each other without gaps.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use consistency::{CommittedAt, LogPosition, Version};
+use consistency::{CommittedAt, Epoch, LogPosition, Version};
 use sqlx::PgConnection;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
@@ -10,17 +10,30 @@ use uuid::Uuid;
 use crate::append::{Append, Appended, Command, Expected};
 use crate::commit::Answer;
 use crate::idempotency::{self, Once, Repeat};
+use crate::refusal::{Refusal, RefusalKind};
 use crate::{AppendError, ReadError, log};
 
 /// Errors that the append function raises by itself; see its migration.
 const REFUSED: &str = "TM001";
 const OTHER_LOG: &str = "TM002";
+const EPOCH_OVER: &str = "TM004";
+const TAIL_LOST: &str = "TM005";
+
+/// What the log must still be for commands to be appended to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Guard {
+    /// It ends here or later.
+    pub seen: LogPosition,
+    /// It is in this epoch.
+    pub judged: Option<Epoch>,
+}
 
 /// Commits the commands in one statement, and answers each in order.
 pub(crate) async fn append_events(
     connection: &mut PgConnection,
     log_id: Uuid,
     batch_id: Uuid,
+    expected: Guard,
     commands: &[Arc<Command>],
 ) -> Result<Vec<Answer>, sqlx::Error> {
     let columns = Commands::of(commands);
@@ -36,11 +49,14 @@ pub(crate) async fn append_events(
                   (first_answer).event_ids as event_ids,
                   (extract(epoch from (first_answer).committed_at) * 1000000)::bigint
                       as answered_at_micros
-           from append_events_once(
+           from append_events_once_guarded(
                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-               $19, $20, $21
+               $19, $20, $21, $22, $23, $24
            )
            order by command_number"#,
+        expected.seen.epoch.as_i32(),
+        expected.seen.position.as_i64(),
+        expected.judged.map(Epoch::as_i32) as _,
         log_id,
         batch_id,
         columns.aggregate_types as _,
@@ -259,12 +275,24 @@ pub(crate) fn blames_the_append(error: &sqlx::Error) -> bool {
     })
 }
 
+/// Whether a command was judged in another epoch. Of a batch, only those that were are to be told.
+pub(crate) fn is_epoch_over(error: &sqlx::Error) -> bool {
+    database_error(error).is_some_and(|error| error.code() == EPOCH_OVER)
+}
+
+/// What the log says when it ends before a place where it was seen to end.
+pub(crate) fn tail_lost(error: &sqlx::Error) -> Option<Refusal> {
+    let error = database_error(error).filter(|error| error.code() == TAIL_LOST)?;
+    Some(Refusal { kind: RefusalKind::TailLost, because: error.message().to_owned() })
+}
+
 /// What the caller is told when nothing was committed.
 pub(crate) fn failure(error: sqlx::Error) -> AppendError {
     match database_error(&error) {
-        Some(refusal) if [REFUSED, OTHER_LOG].contains(&refusal.code()) => {
+        Some(refusal) if [REFUSED, OTHER_LOG, TAIL_LOST].contains(&refusal.code()) => {
             AppendError::Refused { reason: refusal.message().to_owned() }
         }
+        Some(_) if is_epoch_over(&error) => AppendError::EpochOver,
         Some(_) if blames_the_append(&error) => AppendError::Rejected(Arc::new(error)),
         Some(_) | None => AppendError::Unavailable(Arc::new(error)),
     }

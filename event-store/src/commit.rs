@@ -4,14 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consistency::{CommittedAt, EventId};
+use consistency::{CommittedAt, Epoch, EventId, LogPosition};
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::append::{Append, Command};
-use crate::call::{append_events, appended, blames_the_append, failure, was_rolled_back};
+use crate::call::{
+    Guard, append_events, appended, blames_the_append, failure, is_epoch_over, tail_lost,
+    was_rolled_back,
+};
+use crate::refusal::Refusal;
 use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
@@ -24,6 +29,8 @@ pub(crate) type Answer = Result<Once, AppendError>;
 pub(crate) struct Batch {
     commands: Vec<Arc<Command>>,
     event_count: usize,
+    /// The oldest epoch that one of them was judged in.
+    judged: Option<Epoch>,
 }
 
 impl Batch {
@@ -33,6 +40,7 @@ impl Batch {
 
     pub(crate) fn push(&mut self, command: Arc<Command>) {
         self.event_count += command.append.events.len();
+        self.judged = self.judged.into_iter().chain(command.judged).min();
         self.commands.push(command);
     }
 
@@ -77,18 +85,24 @@ pub(crate) struct Session {
     pool: PgPool,
     config: StoreConfig,
     connection: Option<PoolConnection<Postgres>>,
+    /// The newest end of the log that this process has seen.
+    committed: watch::Receiver<LogPosition>,
 }
 
 impl Session {
-    pub(crate) fn new(pool: PgPool, config: StoreConfig) -> Self {
-        Self { pool, config, connection: None }
+    pub(crate) fn new(
+        pool: PgPool,
+        config: StoreConfig,
+        committed: watch::Receiver<LogPosition>,
+    ) -> Self {
+        Self { pool, config, connection: None, committed }
     }
 
     /// Commits the batch and answers each of its appends, in order.
     pub(crate) async fn commit(&mut self, batch: Batch) -> Vec<Answer> {
         match self.commit_settled(&batch).await {
             Ok(answers) => answers,
-            Err(error) if batch.command_count() > 1 && blames_the_append(&error) => {
+            Err(error) if batch.command_count() > 1 && blames_some(&error) => {
                 // One of them is at fault; the others are not made to pay for it.
                 let mut answers = Vec::with_capacity(batch.command_count());
                 for command in batch.commands {
@@ -137,7 +151,8 @@ impl Session {
             },
         };
         let log_id = self.config.log_id.get();
-        let call = append_events(&mut connection, log_id, batch_id, &batch.commands);
+        let expected = Guard { seen: *self.committed.borrow(), judged: batch.judged };
+        let call = append_events(&mut connection, log_id, batch_id, expected, &batch.commands);
         match timeout(self.config.statement_wait_max, call).await {
             Ok(Ok(answers)) => {
                 self.connection = Some(connection);
@@ -145,10 +160,13 @@ impl Session {
             }
             Ok(Err(error)) if was_rolled_back(&error) => {
                 // Of the rest, some are the connection's fault: its server may have become a standby.
-                if blames_the_append(&error) {
+                if blames_some(&error) {
                     self.connection = Some(connection);
                 } else {
                     discard(connection);
+                }
+                if let Some(refusal) = tail_lost(&error) {
+                    self.refuse(&refusal).await;
                 }
                 Outcome::Failed(error)
             }
@@ -161,6 +179,21 @@ impl Session {
                 let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
                 Outcome::Unknown(sqlx::Error::Io(late))
             }
+        }
+    }
+
+    /// The log lost its tail behind our back. Whoever has not seen it that long would go on appending.
+    async fn refuse(&self, refusal: &Refusal) {
+        tracing::error!(reason = refusal.because, "the log lost its tail");
+        let refusing = async {
+            let head = log::head(&self.pool).await?.ok_or_else(log::no_head)?;
+            log::refuse(&self.pool, head.at.epoch, refusal).await
+        };
+        match timeout(self.config.statement_wait_max, refusing).await {
+            Ok(Ok(())) => {}
+            // The next append says it again.
+            Ok(Err(error)) => tracing::warn!(%error, "could not have appends refused"),
+            Err(_) => tracing::warn!("could not have appends refused in time"),
         }
     }
 
@@ -235,6 +268,11 @@ impl Session {
         let head = log::aggregate_head(&self.pool, &append.aggregate).await?;
         Ok(AppendError::Conflict { current: head.version, at: head.at })
     }
+}
+
+/// Whether commands are to be tried one by one, since not all of them need be at fault.
+fn blames_some(error: &sqlx::Error) -> bool {
+    blames_the_append(error) || is_epoch_over(error)
 }
 
 /// Closes a connection instead of giving it back: a statement may still run on it.

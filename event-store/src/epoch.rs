@@ -4,7 +4,7 @@ use consistency::{Epoch, LogId, LogPosition, Position};
 use sqlx::{PgConnection, PgPool};
 
 use crate::ReadError;
-use crate::log::{self, log_position};
+use crate::log::{self, Head, log_position};
 
 /// Where a new epoch is to begin, as the operator says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,36 @@ impl From<sqlx::Error> for NewEpochError {
     }
 }
 
+/// An epoch as the log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedEpoch {
+    /// Its number.
+    pub epoch: Epoch,
+    /// The last position that it kept of its past; zero for the first.
+    pub starts_after: Position,
+    /// When it was opened, by the database's clock, as RFC 3339 writes it in UTC.
+    pub opened_at: String,
+}
+
+/// The end of the log and its epochs, oldest first, the first included. `None` when the database holds
+/// no log yet.
+pub async fn list_epochs(pool: &PgPool) -> Result<Option<(Head, Vec<OpenedEpoch>)>, ReadError> {
+    let Some(head) = log::head(pool).await? else { return Ok(None) };
+    let rows = sqlx::query!(
+        r#"select epoch, starts_after,
+                  to_char(opened_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as "opened_at!"
+           from epoch order by epoch"#
+    )
+    .fetch_all(pool)
+    .await?;
+    let epochs = rows.into_iter().map(|row| {
+        let at = log_position(row.epoch, row.starts_after)?;
+        let opened_at = row.opened_at;
+        Ok(OpenedEpoch { epoch: at.epoch, starts_after: at.position, opened_at })
+    });
+    Ok(Some((head, epochs.collect::<Result<_, ReadError>>()?)))
+}
+
 /// Opens a new epoch in one transaction, has appends taken again, and answers the end of the log. No
 /// event is deleted. The relay then retires the stream of the epoch before and begins another.
 pub async fn open_epoch(
@@ -90,7 +120,7 @@ pub async fn open_epoch(
     Ok(LogPosition::new(epoch, head.at.position))
 }
 
-fn check(new: NewEpoch, head: &log::Head) -> Result<(), NewEpochError> {
+fn check(new: NewEpoch, head: &Head) -> Result<(), NewEpochError> {
     let NewEpoch { after, force, above } = new;
     let head_at = head.at;
     if head.refused_because.is_none() && !force {
@@ -109,7 +139,7 @@ fn check(new: NewEpoch, head: &log::Head) -> Result<(), NewEpochError> {
 
 async fn open(connection: &mut PgConnection, after: Position) -> Result<Epoch, NewEpochError> {
     let head = sqlx::query!(
-        "update log_head set epoch = epoch + 1, refused_because = null
+        "update log_head set epoch = epoch + 1, refused_because = null, refused_kind = null
          where one
          returning epoch, position",
     )
@@ -125,5 +155,15 @@ async fn open(connection: &mut PgConnection, after: Position) -> Result<Epoch, N
     sqlx::query!("update event set epoch = $1 where position > $2", head.epoch, after.as_i64())
         .execute(&mut *connection)
         .await?;
+    // A repeat gets the claim of the first answer, which would be lost in the epoch that the first was
+    // given in: what it names goes on in the new one.
+    sqlx::query!(
+        "update idempotency set epoch = $1
+         where first_position + cardinality(event_ids) - 1 > $2",
+        head.epoch,
+        after.as_i64()
+    )
+    .execute(&mut *connection)
+    .await?;
     Ok(log_position(head.epoch, head.position)?.epoch)
 }

@@ -30,6 +30,10 @@ pub enum AppendError {
         /// What the operator is to look at.
         reason: String,
     },
+    /// The log is in another epoch than the one that the caller was judged in. Nothing was committed; judged
+    /// again in the new epoch, it may be appended.
+    #[error("another epoch of the log was opened")]
+    EpochOver,
     /// The database cannot be reached or cannot commit now. Nothing was committed.
     #[error("the log's database is unavailable")]
     Unavailable(#[source] Arc<sqlx::Error>),

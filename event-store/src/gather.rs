@@ -44,7 +44,7 @@ impl Gatherer {
         committed: watch::Sender<LogPosition>,
         stop: CancellationToken,
     ) -> Self {
-        let session = Session::new(pool, config.clone());
+        let session = Session::new(pool, config.clone(), committed.subscribe());
         Self { config, waiting, left_over: None, session, committed, stop }
     }
 

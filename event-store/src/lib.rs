@@ -17,14 +17,16 @@ mod gather;
 mod idempotency;
 mod lease;
 mod log;
+mod refusal;
 mod relay;
 mod store;
 
 pub use append::{Append, Appended, Expected, NewEvent};
 pub use config::{RelayConfig, StoreConfig, Timeouts};
-pub use epoch::{Above, NewEpoch, NewEpochError, open_epoch};
+pub use epoch::{Above, NewEpoch, NewEpochError, OpenedEpoch, list_epochs, open_epoch};
 pub use error::{AppendError, InvalidAppend, OpenError, ReadError};
 pub use idempotency::{AnswerFormat, FirstAnswer, Idempotency, Once, Repeat};
 pub use log::{AggregateHead, Head};
-pub use relay::{Relay, RelayState, RelayStatus};
+pub use refusal::RefusalKind;
+pub use relay::{CompareError, Relay, RelayState, RelayStatus, last_common};
 pub use store::{Committer, EventStore, migrate};

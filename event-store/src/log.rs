@@ -8,6 +8,7 @@ use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use crate::ReadError;
+use crate::refusal::{Refusal, RefusalKind};
 
 /// The end of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Head {
     pub event_id: EventId,
     /// Why appends are refused; `None` when they are taken.
     pub refused_because: Option<String>,
+    /// The same as one of a few kinds.
+    pub refused_kind: Option<RefusalKind>,
 }
 
 /// The end of one aggregate.
@@ -33,15 +36,20 @@ pub struct AggregateHead {
 
 /// `None` when the log has not been opened yet.
 pub(crate) async fn head(executor: impl PgExecutor<'_>) -> Result<Option<Head>, ReadError> {
-    let row =
-        sqlx::query!("select log_id, epoch, position, event_id, refused_because from log_head")
-            .fetch_optional(executor)
-            .await?;
+    let row = sqlx::query!(
+        "select log_id, epoch, position, event_id, refused_because, refused_kind from log_head"
+    )
+    .fetch_optional(executor)
+    .await?;
     row.map(|row| {
         Ok(Head {
             log_id: LogId::new(row.log_id),
             at: log_position(row.epoch, row.position)?,
             event_id: EventId::new(row.event_id),
+            refused_kind: row
+                .refused_because
+                .is_some()
+                .then(|| RefusalKind::from_column(row.refused_kind.as_deref())),
             refused_because: row.refused_because,
         })
     })
@@ -150,12 +158,14 @@ pub(crate) async fn event_id_at(
 pub(crate) async fn refuse(
     executor: impl PgExecutor<'_>,
     epoch: Epoch,
-    reason: &str,
+    refusal: &Refusal,
 ) -> Result<(), ReadError> {
     sqlx::query!(
-        "update log_head set refused_because = $2 where epoch = $1 and refused_because is null",
+        "update log_head set refused_because = $2, refused_kind = $3
+         where epoch = $1 and refused_because is null",
         epoch.as_i32(),
-        reason,
+        refusal.because,
+        refusal.kind.as_str(),
     )
     .execute(executor)
     .await?;

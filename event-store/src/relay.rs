@@ -4,6 +4,7 @@
 //! refuses what is out of order, double, or from a relay that lost its turn. The stream's last sequence
 //! is the only cursor. A lease keeps one process at it; the others wake the holder and wait.
 
+mod agreement;
 mod pipeline;
 mod session;
 mod stream;
@@ -23,6 +24,8 @@ use uuid::Uuid;
 use crate::lease::Lease;
 use crate::{EventStore, RelayConfig};
 use session::{Session, SessionError};
+
+pub use agreement::{CompareError, last_common};
 
 const LEASE: &str = "relay";
 /// After the relay lost its place: long enough not to spin, short enough not to be felt.

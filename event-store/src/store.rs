@@ -16,6 +16,7 @@ use crate::append::{Append, Appended, Command};
 use crate::gather::{Gatherer, Queued};
 use crate::idempotency::{self, Idempotency, Once, Repeat};
 use crate::log::{self, AggregateHead, Head, Limit};
+use crate::refusal::Refusal;
 use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
 
 /// Brings the database's schema up to what this crate needs. Newer migrations than it knows are left
@@ -28,6 +29,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 #[derive(Debug, Clone)]
 pub struct EventStore {
     shared: Arc<Shared>,
+    judged: Option<Epoch>,
 }
 
 #[derive(Debug)]
@@ -91,13 +93,19 @@ impl EventStore {
         let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
         let shared =
             Arc::new(Shared { pool, config, queue, queue_bytes, stop: stop.clone(), committed });
-        Ok((Self { shared }, Committer { stop, task, pruner }))
+        Ok((Self { shared, judged: None }, Committer { stop, task, pruner }))
+    }
+
+    /// The same log for a caller that was judged in `epoch`: what it has written and seen is in the log of
+    /// that epoch, and may not be in that of the next. In any other epoch nothing is appended for it.
+    pub fn judged_in(&self, epoch: Epoch) -> Self {
+        Self { shared: Arc::clone(&self.shared), judged: Some(epoch) }
     }
 
     /// Appends the events of one aggregate, together or not at all. Answers after the commit. When the
     /// caller stops waiting, the append is dropped if it is still queued, and may be committed if not.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        match self.commit(Command { append, idempotency: None }).await? {
+        match self.commit(append, None).await? {
             Once::Appended(appended) => Ok(appended),
             Once::Repeated(_) => unreachable!("only a key makes a repeat"),
         }
@@ -112,7 +120,7 @@ impl EventStore {
         append: Append,
         idempotency: Idempotency,
     ) -> Result<Once, AppendError> {
-        self.commit(Command { append, idempotency: Some(idempotency) }).await
+        self.commit(append, Some(idempotency)).await
     }
 
     /// What the key says to the request, if it was used before. For a command, whose rules would refuse
@@ -126,8 +134,13 @@ impl EventStore {
         self.bounded(idempotency::find(self.pool(), idempotency)).await
     }
 
-    async fn commit(&self, command: Command) -> Result<Once, AppendError> {
+    async fn commit(
+        &self,
+        append: Append,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Once, AppendError> {
         let shared = &self.shared;
+        let command = Command { append, idempotency, judged: self.judged };
         if shared.stop.is_cancelled() {
             return Err(AppendError::Stopping);
         }
@@ -210,8 +223,8 @@ impl EventStore {
     }
 
     /// Has appends refused until an operator has looked at the reason.
-    pub(crate) async fn refuse(&self, epoch: Epoch, reason: &str) -> Result<(), ReadError> {
-        self.bounded(log::refuse(self.pool(), epoch, reason)).await
+    pub(crate) async fn refuse(&self, epoch: Epoch, refusal: &Refusal) -> Result<(), ReadError> {
+        self.bounded(log::refuse(self.pool(), epoch, refusal)).await
     }
 
     fn limit(&self, events: u32) -> Limit {

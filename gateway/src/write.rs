@@ -152,6 +152,7 @@ fn refused(error: AppendError) -> Error {
         AppendError::Overloaded => Error::Overloaded,
         error @ (AppendError::Stopping
         | AppendError::Refused { .. }
+        | AppendError::EpochOver
         | AppendError::Unavailable(_)) => Error::unreachable(LOG, error),
         error @ AppendError::Rejected(_) => Error::Internal(Box::new(error)),
         error @ AppendError::OutcomeUnknown => {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::pipeline::Pipeline;
 use super::stream::{self, Comparison, Incarnation};
 use super::{RelayState, Report};
+use crate::refusal::{Refusal, RefusalKind};
 use crate::{EventStore, ReadError, RelayConfig};
 
 /// How many messages of the stream are looked up at a time.
@@ -119,10 +120,14 @@ impl<'a> Session<'a> {
                         return Err(SessionError::Disconnected);
                     }
                 }
-                // Whatever went unnoticed.
-                _ = poll.tick() => self.check_stream(&stream, pipeline.acknowledged()).await?,
+                // Whatever went unnoticed, an epoch that another process opened among it.
+                _ = poll.tick() => {
+                    self.store.head().await?;
+                    self.check_stream(&stream, pipeline.acknowledged()).await?;
+                }
             }
             self.check_connection()?;
+            self.check_epoch(end.epoch)?;
         }
     }
 
@@ -224,9 +229,10 @@ impl<'a> Session<'a> {
         if let (Some(on_stream), Some(in_log)) = (on_stream, in_log)
             && on_stream != in_log
         {
-            let reason = stream::different(epoch, sequence, on_stream, in_log);
-            let reason = format!("{reason}, so epoch {} begins too late", epochs.current());
-            return Err(self.refuse(epochs.current(), reason).await?);
+            let Refusal { because, .. } = stream::different(epoch, sequence, on_stream, in_log);
+            let because = format!("{because}, so epoch {} begins too late", epochs.current());
+            let refusal = Refusal { kind: RefusalKind::EpochTooLate, because };
+            return Err(self.refuse(epochs.current(), refusal).await?);
         }
         Ok(())
     }
@@ -260,9 +266,9 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn refuse(&self, epoch: Epoch, reason: String) -> Result<SessionError, SessionError> {
-        self.store.refuse(epoch, &reason).await?;
-        Ok(SessionError::Refused(reason))
+    async fn refuse(&self, epoch: Epoch, refusal: Refusal) -> Result<SessionError, SessionError> {
+        self.store.refuse(epoch, &refusal).await?;
+        Ok(SessionError::Refused(refusal.because))
     }
 
     /// The stream still ends where this relay left it.
@@ -272,6 +278,15 @@ impl<'a> Session<'a> {
             Ok(())
         } else {
             Err(SessionError::LostPlace("the stream does not end where it did"))
+        }
+    }
+
+    /// A new epoch has a stream of its own, which is there before there is anything to publish to it.
+    fn check_epoch(&self, epoch: Epoch) -> Result<(), SessionError> {
+        if self.store.head_seen().epoch == epoch {
+            Ok(())
+        } else {
+            Err(SessionError::LostPlace("the log is in another epoch"))
         }
     }
 

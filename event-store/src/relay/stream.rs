@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::session::SessionError;
 use crate::RelayConfig;
+use crate::refusal::{Refusal, RefusalKind};
 
 /// Positions are what keeps doubles out; remembering ids for longer costs memory for nothing.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub(super) enum Comparison {
     /// Publish what the log has after this position, whose event has this id.
     Continue(LogPosition, EventId),
     /// The log lost its tail, or somebody else published: an operator has to look.
-    Contradiction(String),
+    Contradiction(Refusal),
 }
 
 /// Compares the end of the stream with the end of the log, read later, and with the id of the log's
@@ -55,20 +56,27 @@ pub(super) fn compare(
     let sequence = end.sequence;
     let Some(position) = Position::new(sequence).filter(|position| *position <= head.position)
     else {
-        return Comparison::Contradiction(format!(
-            "stream {name} ends at {sequence}, ahead of the log, which ends at {head}"
-        ));
+        return Comparison::Contradiction(Refusal {
+            kind: RefusalKind::StreamAhead,
+            because: format!(
+                "stream {name} ends at {sequence}, ahead of the log, which ends at {head}"
+            ),
+        });
     };
     if position < incarnation.starts_after {
         let start = incarnation.starts_after;
-        return Comparison::Contradiction(format!(
-            "stream {name} ends at {sequence}, before its epoch, which starts after {start}"
-        ));
+        return Comparison::Contradiction(Refusal {
+            kind: RefusalKind::StreamDifferent,
+            because: format!(
+                "stream {name} ends at {sequence}, before its epoch, which starts after {start}"
+            ),
+        });
     }
     let Some(in_log) = id_in_log else {
-        return Comparison::Contradiction(format!(
-            "the log has no event at {sequence}, where {name} ends"
-        ));
+        return Comparison::Contradiction(Refusal {
+            kind: RefusalKind::StreamAhead,
+            because: format!("the log has no event at {sequence}, where {name} ends"),
+        });
     };
     match end.event_id {
         Some(on_stream) if on_stream != in_log => {
@@ -146,9 +154,12 @@ pub(super) fn different(
     sequence: u64,
     on_stream: EventId,
     in_log: EventId,
-) -> String {
+) -> Refusal {
     let name = stream_name(epoch);
-    format!("stream {name} has event {on_stream} at {sequence}, the log has {in_log}")
+    Refusal {
+        kind: RefusalKind::StreamDifferent,
+        because: format!("stream {name} has event {on_stream} at {sequence}, the log has {in_log}"),
+    }
 }
 
 fn stream_config(incarnation: Incarnation, config: &RelayConfig) -> Config {

@@ -13,3 +13,4 @@ mod relay;
 mod settle;
 mod support;
 mod wire;
+mod writer;

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use compose::nats::User;
-use compose::process::{Child, Program, Signal};
+use compose::process::{Child, Signal};
 use consistency::{Epoch, stream_name};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::region::{Region, polling};
 use crate::support::{LOG_ID, assert_log_is_whole, eventually};
+use crate::writer;
 
-/// A process that appends and relays: the example `writer`.
+/// A process that appends and relays.
 struct Writer {
     child: Child,
     log: PathBuf,
@@ -22,12 +23,9 @@ impl Writer {
     fn start(region: &Region, folder: &Path, name: &str) -> Self {
         let log = folder.join(name);
         let (user, password) = region.nats.credentials(User::Relay);
-        let child = Program::new(name, program(), &log)
-            .arg(LOG_ID.get().to_string())
-            .arg(&region.database.url)
-            .args([region.nats.url(), user, password])
-            .spawn()
-            .unwrap();
+        let (log_id, nats_url) = (LOG_ID.get().to_string(), region.nats.url());
+        let told = [&log_id, &region.database.url, &nats_url, &user, &password].map(String::as_str);
+        let child = writer::program(name, &log, told).spawn().unwrap();
         Self { child, log }
     }
 
@@ -64,14 +62,6 @@ impl Writer {
         })
         .await;
     }
-}
-
-/// Cargo builds examples with the tests, beside the folder of this program.
-fn program() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    let writer = this.ancestors().nth(2).unwrap().join("examples").join("writer");
-    assert!(writer.is_file(), "{}: run `cargo build -p event-store --examples`", writer.display());
-    writer
 }
 
 /// What was acknowledged is in the log once, where it was said to be; no key is there twice; the stream

@@ -7,11 +7,14 @@ use async_nats::connection::State;
 use compose::nats::User;
 use consistency::{Epoch, stream_name};
 use event_store::{
-    AppendError, EventStore, Expected, RelayConfig, RelayState, RelayStatus, StoreConfig,
+    AppendError, EventStore, Expected, RefusalKind, RelayConfig, RelayState, RelayStatus,
+    StoreConfig,
 };
 
 use crate::region::{Message, Region, config, polling, until_stream_ends_at};
-use crate::support::{LOG_ID, append, event, eventually, fill, order, pool, position};
+use crate::support::{
+    LOG_ID, append, assert_log_is_whole, event, eventually, fill, order, pool, position,
+};
 
 #[tokio::test]
 async fn each_event_is_published_once_under_the_sequence_that_is_its_position() {
@@ -224,7 +227,9 @@ async fn a_log_that_grew_past_its_lost_tail_is_told_by_the_event_ids() {
     running.until_published(10).await;
     running.stop().await;
     region.cut_log_back_to(8).await;
-    fill(&region.store, 5).await;
+    // A process that began after the loss: nobody has told it of the tail.
+    let (store, _committer) = region.database.store().await;
+    fill(&store, 5).await;
     let running = region.relay().await;
     let reason = running.until_refused().await;
     assert!(reason.contains("has event"), "{reason}");
@@ -240,14 +245,36 @@ async fn a_log_restored_under_a_running_relay_is_noticed_before_anything_is_publ
     fill(&region.store, 10).await;
     running.until_published(10).await;
     region.cut_log_back_to(8).await;
-    // The head this process has seen is 10, so this is the first it is told of.
-    fill(&region.store, 3).await;
+    // A process that began after the loss, and whose appends are the first that the relay is told of.
+    let (store, _committer) = region.database.store().await;
+    fill(&store, 3).await;
+    let waking = region.client(User::Relay).await;
+    waking.publish(config().wake_subject, "".into()).await.unwrap();
+    waking.flush().await.unwrap();
     running.until_refused().await;
     let context = region.operate().await;
     until_stream_ends_at(&context, 10).await;
-    let answer = region.store.append(append(&order("a"), Expected::Any, 1)).await;
+    let answer = store.append(append(&order("a"), Expected::Any, 1)).await;
     assert!(matches!(answer, Err(AppendError::Refused { .. })), "{answer:?}");
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_that_has_seen_the_tail_that_the_log_lost_appends_nothing_after_it() {
+    let region = Region::start().await;
+    fill(&region.store, 10).await;
+    region.cut_log_back_to(8).await;
+    let (other, _committer) = region.database.store().await;
+    let appending = async |store: &EventStore| {
+        let answer = store.append(append(&order("a"), Expected::Any, 1)).await;
+        let Err(AppendError::Refused { reason }) = answer else { panic!("{answer:?}") };
+        assert!(reason.contains("lost its tail"), "{reason}");
+    };
+    appending(&region.store).await;
+    appending(&other).await;
+    let head = other.head().await.unwrap();
+    assert_eq!((head.at.position, head.refused_kind), (position(8), Some(RefusalKind::TailLost)));
+    assert_log_is_whole(&region.database.pool()).await;
 }
 
 #[tokio::test]

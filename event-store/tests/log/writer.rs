@@ -2,12 +2,15 @@
 //! and relays. The tests run several of it against one log, and kill, stop and continue them.
 //!
 //! It says on its standard output, a line each, what was acknowledged and what its relay is:
-//! `appended <key> <position>` and `relay <state>`.
+//! `appended <key> <position>` and `relay <state>`. It is this test program once more, started with
+//! [`ARGUMENTS`] in its environment, so that nobody has to build another one first.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::ConnectOptions;
+use compose::process::Program;
 use consistency::{AggregateId, EventId, LogId, Name, SchemaVersion, Version};
 use event_store::{
     AnswerFormat, Append, AppendError, EventStore, Expected, Idempotency, NewEvent, Once, Relay,
@@ -25,11 +28,29 @@ const LANE_COUNT: usize = 2;
 /// Keeps the log short enough to be compared with its stream.
 const PAUSE: Duration = Duration::from_millis(5);
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+/// What a writer is told, a line each: log id, database URL, NATS URL, user, password.
+const ARGUMENTS: &str = "TIDEMARK_TEST_WRITER";
+
+/// The writer as a program.
+pub fn program(name: &str, log: &Path, arguments: [&str; 5]) -> Program {
+    // More than one thread, or the name of the test would be printed on our first line.
+    Program::new(name, std::env::current_exe().unwrap(), log)
+        .args(["--exact", "writer::writes_until_it_is_killed", "--ignored", "--nocapture"])
+        .args(["--test-threads", "2"])
+        .env(ARGUMENTS, arguments.join("\n"))
+}
+
+#[tokio::test]
+#[ignore = "a process that other tests start and kill"]
+async fn writes_until_it_is_killed() {
+    if let Ok(arguments) = std::env::var(ARGUMENTS) {
+        write(arguments.lines().collect()).await.unwrap();
+    }
+}
+
+async fn write(arguments: Vec<&str>) -> anyhow::Result<()> {
     let [log_id, database_url, nats_url, user, password] = arguments.as_slice() else {
-        anyhow::bail!("usage: writer <log id> <database url> <nats url> <user> <password>");
+        anyhow::bail!("a writer is told five things, not {}", arguments.len());
     };
     let options: PgConnectOptions = database_url.parse()?;
     let pool = PgPoolOptions::new()
@@ -37,8 +58,8 @@ async fn main() -> anyhow::Result<()> {
         .connect_lazy_with(Timeouts::default().apply(options));
     let config = StoreConfig::new(LogId::new(log_id.parse()?));
     let (store, _committer) = EventStore::open(pool, config).await?;
-    let options = ConnectOptions::with_user_and_password(user.clone(), password.clone());
-    let client = options.connect(nats_url).await?;
+    let options = ConnectOptions::with_user_and_password((*user).into(), (*password).into());
+    let client = options.connect(*nats_url).await?;
     let config = RelayConfig {
         poll_interval: Duration::from_millis(100),
         lease_duration: Duration::from_millis(900),

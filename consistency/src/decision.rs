@@ -32,15 +32,6 @@ pub enum Place {
     Primary,
 }
 
-/// How long things are expected to take, as far as that is known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Estimate {
-    /// Until this region is current for the demand, in milliseconds. `u32::MAX`: it stands still.
-    pub catch_up_ms: Option<u32>,
-    /// A trip to the primary and back, in milliseconds.
-    pub forward_ms: Option<u32>,
-}
-
 /// What the decision may spend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
@@ -50,8 +41,9 @@ pub struct Budget {
     pub wait_ms_max: u32,
     /// Where the read is.
     pub place: Place,
-    /// What waiting and forwarding are expected to cost.
-    pub estimate: Estimate,
+    /// How long a wait does best to last before a trip to the primary, in milliseconds; zero when the
+    /// trip is expected to be quicker. `None`: what a trip costs is not known.
+    pub worth_waiting_ms: Option<u32>,
 }
 
 /// What to do now.
@@ -132,10 +124,9 @@ fn served_at_once(verdict: Verdict) -> Option<Decision> {
     }
 }
 
-/// Waiting helps only who is behind. A wait whose length is ours to choose is not begun when what
-/// follows it answers sooner: the primary when it is nearer than catching up, or the log itself, from
-/// which the primary folds a row in less than the shortest wait. Otherwise it lasts twice as long as
-/// the trip to the primary would, which bounds the loss when the expectation was wrong.
+/// Waiting helps only who is behind. A wait whose length is ours to choose lasts as long as it is worth
+/// before the step that follows it: a trip to the primary, or the log itself, from which the primary
+/// folds a row in less than the shortest wait.
 fn wait(
     verdict: Verdict,
     scope: Scope,
@@ -150,19 +141,13 @@ fn wait(
     let chosen_ms = match (asked_ms, budget.place, scope) {
         (Some(ms), Place::Region | Place::RegionAlone | Place::Primary, _) => ms,
         (None, Place::Primary, Scope::Row(_)) if forwards_next => 0,
-        (None, Place::Region, _) if forwards_next => wait_worth(budget),
+        (None, Place::Region, _) if forwards_next => {
+            budget.worth_waiting_ms.unwrap_or(budget.wait_ms_max)
+        }
         (None, Place::Region | Place::RegionAlone | Place::Primary, _) => budget.wait_ms_max,
     };
     let ms = chosen_ms.min(budget.wait_ms_max).min(budget.left_ms);
     (0 < ms).then_some(Decision::Wait { ms })
-}
-
-fn wait_worth(budget: &Budget) -> u32 {
-    match (budget.estimate.catch_up_ms, budget.estimate.forward_ms) {
-        (Some(catch_up), Some(trip)) if trip < catch_up => 0,
-        (Some(_) | None, Some(trip)) => trip.saturating_mul(2),
-        (Some(_) | None, None) => budget.wait_ms_max,
-    }
 }
 
 fn forward(scope: Scope, budget: &Budget) -> Option<Decision> {
@@ -195,7 +180,7 @@ mod tests {
     const ROW: Scope = Scope::Row(AggregateKey::from_bytes([1; 12]));
 
     fn budget(place: Place) -> Budget {
-        Budget { left_ms: 1000, wait_ms_max: 500, place, estimate: Estimate::default() }
+        Budget { left_ms: 1000, wait_ms_max: 500, place, worth_waiting_ms: None }
     }
 
     /// Every decision that a chain leads to when nothing it tries succeeds.
@@ -285,17 +270,11 @@ mod tests {
 
     #[test]
     fn a_wait_of_our_own_choice_is_not_begun_when_the_primary_answers_sooner() {
-        let with = |catch_up_ms, forward_ms| Budget {
-            estimate: Estimate { catch_up_ms, forward_ms },
-            ..budget(Place::Region)
-        };
+        let with = |ms| Budget { worth_waiting_ms: Some(ms), ..budget(Place::Region) };
         let first = |policy, budget| course(Verdict::Behind, ROW, policy, budget)[0];
-        assert_eq!(first("wait, forward", with(Some(300), Some(90))), Decision::Forward);
-        assert_eq!(first("wait, forward", with(Some(20), Some(90))), Decision::Wait { ms: 180 });
-        assert_eq!(first("wait, pending", with(Some(300), Some(90))), Decision::Wait { ms: 500 });
-        assert_eq!(
-            first("wait;ms=250, forward", with(Some(300), Some(90))),
-            Decision::Wait { ms: 250 }
-        );
+        assert_eq!(first("wait, forward", with(0)), Decision::Forward);
+        assert_eq!(first("wait, forward", with(26)), Decision::Wait { ms: 26 });
+        assert_eq!(first("wait, pending", with(0)), Decision::Wait { ms: 500 });
+        assert_eq!(first("wait;ms=250, forward", with(0)), Decision::Wait { ms: 250 });
     }
 }

@@ -18,6 +18,7 @@ mod demand;
 mod currency;
 mod announcement;
 mod coherence;
+mod pace;
 mod policy;
 mod decision;
 
@@ -29,13 +30,14 @@ pub use aggregate::{
 pub use announcement::{Announcement, AnnouncementSeal, SEAL_HEADER};
 pub use coherence::{Coherence, CoherenceScope, Raise};
 pub use currency::{Evidence, IdleProof, Parked, Verdict, judge, watermark};
-pub use decision::{Budget, Chain, Decision, Estimate, Place, Refusal, decide};
+pub use decision::{Budget, Chain, Decision, Place, Refusal, decide};
 pub use demand::{Demand, Scope};
 pub use epoch::{Adoption, EpochHistory, Judged};
 pub use event::{
     CommittedAt, Event, EventError, EventId, MESSAGE_ID_HEADER, SchemaVersion, Traceparent, header,
     stream_name,
 };
+pub use pace::Pace;
 pub use policy::{POLICY_STEP_COUNT_MAX, Policy, PolicyError, Preference, Step};
 pub use position::{Epoch, LogPosition, Position, Version};
 pub use token::{

@@ -6,9 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use consistency::{
-    AggregateKey, Budget, Chain, Claim, Decision, Demand, Epoch, Estimate, Evidence, IdleProof,
-    LogPosition, Parked, Place, Policy, Preference, Refusal, Scope, Step, Token, Verdict, Version,
-    decide, judge, watermark,
+    AggregateKey, Budget, Chain, Claim, Decision, Demand, Epoch, Evidence, IdleProof, LogPosition,
+    Parked, Place, Policy, Preference, Refusal, Scope, Step, Token, Verdict, Version, decide,
+    judge, watermark,
 };
 use proptest::prelude::*;
 
@@ -158,12 +158,12 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 fn any_budget() -> impl Strategy<Value = Budget> {
     let place = prop_oneof![Just(Place::Region), Just(Place::RegionAlone), Just(Place::Primary)];
     let ms = || proptest::option::of(0..2000_u32);
-    (0..2000_u32, 0..1000_u32, place, ms(), ms()).prop_map(
-        |(left_ms, wait_ms_max, place, catch_up_ms, forward_ms)| Budget {
+    (0..2000_u32, 0..1000_u32, place, ms()).prop_map(
+        |(left_ms, wait_ms_max, place, worth_waiting_ms)| Budget {
             left_ms,
             wait_ms_max,
             place,
-            estimate: Estimate { catch_up_ms, forward_ms },
+            worth_waiting_ms,
         },
     )
 }

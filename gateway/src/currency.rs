@@ -48,7 +48,9 @@ pub enum Waited {
 impl Currency {
     /// Knows nothing yet of these projections.
     pub fn new(projections: impl IntoIterator<Item = Name>, waiters_max: usize) -> Self {
-        let boards = projections.into_iter().map(|name| (name, Mutex::default())).collect();
+        let now = Instant::now();
+        let boards =
+            projections.into_iter().map(|name| (name, Mutex::new(Board::new(now)))).collect();
         Self {
             boards,
             head: Mutex::new(LogPosition::ORIGIN),
@@ -85,7 +87,25 @@ impl Currency {
         partitions: Partitions,
         to: LogPosition,
     ) -> Option<u32> {
-        self.with(projection, |board| board.catch_up_ms(partitions, to))
+        self.with(projection, |board| board.catch_up_ms(partitions, to, Instant::now()))
+    }
+
+    /// How long a read of `to` does best to wait before a trip to the primary.
+    pub fn worth_waiting_ms(
+        &self,
+        projection: &Name,
+        partitions: Partitions,
+        to: LogPosition,
+        trip_ms: u32,
+    ) -> u32 {
+        let now = Instant::now();
+        self.with(projection, |board| board.worth_waiting_ms(partitions, to, trip_ms, now))
+    }
+
+    /// A read of `at` was found to come too soon. How long it would have had to wait is learnt from, whatever
+    /// becomes of it.
+    pub fn asked(&self, projection: &Name, partitions: Partitions, at: LogPosition) {
+        self.with(projection, |board| board.asked(partitions, at, Instant::now()));
     }
 
     /// A projector says that it moved on.
@@ -145,7 +165,6 @@ impl Currency {
         at: LogPosition,
         until: Instant,
     ) -> Result<Waited, WaitersFull> {
-        let began = Instant::now();
         let registered = self.with(projection, |board| board.register(partitions, at));
         let Some((key, released)) = registered else { return Ok(Waited::Satisfied) };
         // Leaves the set when it is dropped, on every way out of here.
@@ -157,8 +176,6 @@ impl Currency {
             () = tokio::time::sleep_until(until) => Waited::TimedOut,
         };
         drop(waiter);
-        let ms = u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX);
-        self.with(projection, |board| board.waited(ms, waited == Waited::Satisfied));
         Ok(waited)
     }
 

@@ -19,7 +19,6 @@ mod gateway;
 mod hop;
 mod internal;
 mod overview;
-mod pace;
 mod problem;
 mod read;
 mod read_models;

@@ -8,8 +8,8 @@ mod target;
 use std::time::Duration;
 
 use consistency::{
-    Budget, Chain, Decision, Demand, Estimate, Evidence, LogPosition, Place, Refusal, Scope,
-    Verdict, decide, judge,
+    Budget, Chain, Decision, Demand, Evidence, LogPosition, Place, Refusal, Scope, Verdict, decide,
+    judge,
 };
 use tokio::time::Instant;
 
@@ -89,7 +89,7 @@ impl Read<'_> {
     async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
         loop {
             let scope = self.target.scope;
-            let budget = self.budget();
+            let budget = self.budget(facts.verdict);
             match decide(facts.verdict, scope, &mut self.chain, &budget) {
                 Decision::Serve => match facts.snapshot.take() {
                     Some(snapshot) => return self.served(&snapshot, facts.verdict),
@@ -138,11 +138,16 @@ impl Read<'_> {
         let currency = &self.gateway.currency;
         let may_be_behind = verdict == Verdict::Behind
             && currency.is_silent(&self.target.projection, silence_max, Instant::now());
-        if standing.version.is_none() || self.demand.min_version().is_some() || may_be_behind {
-            self.look().await
-        } else {
-            Facts { verdict, snapshot: None, watermark: None }
+        let facts =
+            if standing.version.is_none() || self.demand.min_version().is_some() || may_be_behind {
+                self.look().await
+            } else {
+                Facts { verdict, snapshot: None, watermark: None }
+            };
+        if facts.verdict == Verdict::Behind {
+            currency.asked(&self.target.projection, self.partitions(), self.demand.at());
         }
+        facts
     }
 
     /// Reads the rows and judges them by their own snapshot.
@@ -268,7 +273,7 @@ impl Read<'_> {
         standing.watermark.is_some_and(|mark| self.demand.at() <= mark)
     }
 
-    fn budget(&self) -> Budget {
+    fn budget(&self, verdict: Verdict) -> Budget {
         let place = match self.gateway.place() {
             Place::Region if self.alone => Place::RegionAlone,
             place @ (Place::Region | Place::RegionAlone | Place::Primary) => place,
@@ -277,23 +282,18 @@ impl Read<'_> {
             left_ms: self.call.left_ms(),
             wait_ms_max: self.gateway.config.read.wait_max.millis(),
             place,
-            estimate: self.estimate(),
+            // Whoever is current does not wait.
+            worth_waiting_ms: (verdict == Verdict::Behind)
+                .then(|| self.worth_waiting_ms())
+                .flatten(),
         }
     }
 
-    fn estimate(&self) -> Estimate {
-        let currency = &self.gateway.currency;
-        Estimate {
-            catch_up_ms: currency.catch_up_ms(
-                &self.target.projection,
-                self.partitions(),
-                self.demand.at(),
-            ),
-            forward_ms: match &self.gateway.role {
-                Role::Primary(_) => None,
-                Role::Region(upstream) => upstream.trip_ms(),
-            },
-        }
+    fn worth_waiting_ms(&self) -> Option<u32> {
+        let Role::Region(upstream) = &self.gateway.role else { return None };
+        let trip_ms = upstream.trip_ms()?;
+        let (currency, at) = (&self.gateway.currency, self.demand.at());
+        Some(currency.worth_waiting_ms(&self.target.projection, self.partitions(), at, trip_ms))
     }
 
     /// The version whose tables are read, as far as is known.
@@ -314,7 +314,11 @@ impl Read<'_> {
             demand: Some(self.demand.at()),
             applied: standing.watermark,
             lag_ms: self.gateway.seen.progress(self.target.projection.as_str()).lag_ms,
-            estimate_ms: self.estimate().catch_up_ms,
+            estimate_ms: self.gateway.currency.catch_up_ms(
+                &self.target.projection,
+                self.partitions(),
+                self.demand.at(),
+            ),
         }
     }
 

@@ -1,8 +1,6 @@
 //! One read, from the caller's token to the answer it gets, by way of every step of its policy.
 
-use consistency::{
-    Budget, Chain, Decision, Demand, Estimate, Place, Policy, Scope, Step, Verdict, decide,
-};
+use consistency::{Budget, Chain, Decision, Demand, Place, Policy, Scope, Step, Verdict, decide};
 
 use super::{
     action::{Read, Wish},
@@ -110,8 +108,7 @@ impl World {
         chain: &mut Chain,
         place: Place,
     ) -> Result<Option<Answer>, Violation> {
-        let budget =
-            Budget { left_ms: 1000, wait_ms_max: 500, place, estimate: Estimate::default() };
+        let budget = Budget { left_ms: 1000, wait_ms_max: 500, place, worth_waiting_ms: None };
         let mut recalled = self.regions[region].gateway.recall(asked.what, &asked.demand);
         loop {
             let snapshot = self.snapshot(region, asked);

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use consistency::{Announcement, IdleProof, LogPosition, watermark};
+use consistency::{Announcement, IdleProof, LogPosition, Pace, Position, watermark};
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{
-    pace::Pace,
-    waiters::{WaiterKey, Waiters},
-};
+use crate::waiters::{WaiterKey, Waiters};
 
 /// Which partitions matter to a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +38,10 @@ pub struct Observation {
     pub checkpoints: Vec<(u16, Option<LogPosition>)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Board {
+    /// What the moments of `pace` count from.
+    began: Instant,
     version: Option<u32>,
     marks: Vec<Mark>,
     waiters: Waiters,
@@ -66,13 +65,49 @@ impl Mark {
 }
 
 impl Board {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            began: now,
+            version: None,
+            marks: Vec::new(),
+            waiters: Waiters::default(),
+            moment: 0,
+            heard_at: None,
+            pace: Pace::default(),
+        }
+    }
+
     pub(super) fn standing(&self, partitions: Partitions) -> Standing {
         Standing { version: self.version, watermark: self.reached(partitions) }
     }
 
-    pub(super) fn catch_up_ms(&self, partitions: Partitions, to: LogPosition) -> Option<u32> {
-        let reached = self.reached(partitions)?;
-        self.pace.catch_up_ms(to.position.since(reached.position))
+    pub(super) fn catch_up_ms(
+        &self,
+        partitions: Partitions,
+        to: LogPosition,
+        now: Instant,
+    ) -> Option<u32> {
+        let backlog = to.position.since(self.reached(partitions)?.position);
+        self.pace.catch_up_ms(now - self.began, waited_for(partitions), backlog)
+    }
+
+    pub(super) fn worth_waiting_ms(
+        &self,
+        partitions: Partitions,
+        to: LogPosition,
+        trip_ms: u32,
+        now: Instant,
+    ) -> u32 {
+        let reached = self.reached(partitions).map_or(Position::ZERO, |mark| mark.position);
+        let backlog = to.position.since(reached);
+        self.pace.worth_waiting_ms(now - self.began, waited_for(partitions), backlog, trip_ms)
+    }
+
+    /// A read that needs `at` was found to come too soon.
+    pub(super) fn asked(&mut self, partitions: Partitions, at: LogPosition, now: Instant) {
+        if self.reached(partitions).is_none_or(|reached| reached < at) {
+            self.pace.asked(now - self.began, waited_for(partitions), at);
+        }
     }
 
     pub(super) fn moment(&self) -> u64 {
@@ -85,10 +120,6 @@ impl Board {
 
     pub(super) fn silent_for(&self, now: Instant) -> Duration {
         self.heard_at.map_or(Duration::MAX, |heard| now.duration_since(heard))
-    }
-
-    pub(super) fn waited(&mut self, ms: u32, satisfied: bool) {
-        self.pace.waited(ms, satisfied);
     }
 
     pub(super) fn heard(&mut self, said: &Announcement, now: Instant) -> Vec<oneshot::Sender<()>> {
@@ -107,8 +138,8 @@ impl Board {
         if mark.proof.is_none_or(|known| known.proven < proof.proven) {
             mark.proof = Some(proof);
         }
-        self.pace.advanced(now, said.to, said.head);
-        self.release(said.partition)
+        self.pace.advanced(now - self.began, said.to);
+        self.release(said.partition, now)
     }
 
     pub(super) fn observed(
@@ -121,6 +152,7 @@ impl Board {
             self.version = Some(seen.version);
             self.marks = vec![Mark::default(); count];
             self.moment += 1;
+            self.pace.changed_tables();
         }
         let mut released = Vec::new();
         for (partition, checkpoint) in &seen.checkpoints {
@@ -130,9 +162,9 @@ impl Board {
             let is_newer = mark.changed <= seen.moment;
             mark.checkpoint = if is_newer { *checkpoint } else { mark.checkpoint.max(*checkpoint) };
             if let Some(reached) = mark.reached() {
-                self.pace.advanced(now, reached.position, reached.position.next());
+                self.pace.advanced(now - self.began, reached.position);
             }
-            released.extend(self.release(*partition));
+            released.extend(self.release(*partition, now));
         }
         released
     }
@@ -170,9 +202,14 @@ impl Board {
         }
     }
 
-    fn release(&mut self, partition: u16) -> Vec<oneshot::Sender<()>> {
+    fn release(&mut self, partition: u16, now: Instant) -> Vec<oneshot::Sender<()>> {
         let one = self.reached(Partitions::One(partition));
         let all = self.reached(Partitions::All);
+        for (whose, mark) in [(Some(partition), one), (None, all)] {
+            if let Some(mark) = mark {
+                self.pace.reached(now - self.began, whose, mark);
+            }
+        }
         let released = one.map(|mark| self.waiters.release(Some(partition), mark));
         let released_all = all.map(|mark| self.waiters.release(None, mark));
         released

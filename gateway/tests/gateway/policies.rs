@@ -1,6 +1,10 @@
 //! What each chain makes of each state of the region.
 
-use crate::world::{World, position};
+use std::time::Duration;
+
+use compose::proxy::{Proxies, Stream, Toxic};
+
+use crate::world::{Gateway, World, eventually, position, region_config};
 
 const ROW: &str = "/v1/views/order-detail/o-1";
 const LIST: &str = "/v1/views/orders-by-customer/c-1";
@@ -133,4 +137,56 @@ async fn the_chain_of_a_view_is_configured() {
     world.stock().await;
     let token = world.place("o-1").await.token();
     assert_eq!(world.region.read(ROW, &token, "").await.came_to(), (202, "pending"));
+}
+
+/// A gateway whose trips to the primary take as long as the toxic says.
+async fn behind_a_link(world: &World, proxies: &Proxies, name: &str, latency_ms: u64) -> Gateway {
+    let primary = world.primary.base.trim_start_matches("http://");
+    let listen = format!("127.0.0.1:{}", compose::ports::free().unwrap());
+    proxies.create(name, &listen, primary).await.unwrap();
+    for stream in [Stream::Upstream, Stream::Downstream] {
+        let toxic = Toxic::latency(&format!("{stream:?}"), stream, latency_ms / 2);
+        proxies.add_toxic(name, toxic).unwrap();
+    }
+    let url = format!("http://{listen}");
+    // A heartbeat may take as long as its interval.
+    let config = region_config(&world.postgres, &world.nats, &url);
+    let config = config.replacen("url = ", "heartbeat_interval = \"5s\", url = ", 1);
+    let gateway = Gateway::start(&config).await;
+    gateway.ready().await;
+    eventually("a trip was measured", async || {
+        gateway.readiness().await.body["conditions"]["primary"]["state"] == "ready"
+    })
+    .await;
+    gateway
+}
+
+#[tokio::test]
+async fn a_wait_of_our_own_choice_is_taken_where_the_primary_is_far_and_not_where_it_is_near() {
+    const LAG: Duration = Duration::from_millis(250);
+    let mut world = World::start().await;
+    world.stock().await;
+    let proxies = Proxies::start(0).await.unwrap();
+    let far = behind_a_link(&world, &proxies, "far", 1200).await;
+    let near = behind_a_link(&world, &proxies, "near", 0).await;
+    world.catch_up().await;
+    for round in 0..4 {
+        let token = world.place(&format!("o-{round}")).await.token();
+        let path = format!("/v1/views/order-detail/o-{round}");
+        let late = async {
+            // What is emulated is that the event is on its way for so long.
+            tokio::time::sleep(LAG).await;
+            world.catch_up().await;
+        };
+        let (from_far, from_near, ()) = tokio::join!(
+            far.read(&path, &token, "wait, forward"),
+            near.read(&path, &token, "wait, forward"),
+            late
+        );
+        assert_eq!(from_far.came_to(), (200, "waited"), "{from_far:?}");
+        assert_eq!(from_near.came_to(), (200, "forwarded"), "{from_near:?}");
+        // Nobody waits twice for what has never come in time.
+        let timing = from_near.header("server-timing");
+        assert_eq!(round == 0, timing.contains("wait;"), "{round}: {timing}");
+    }
 }

@@ -5,7 +5,10 @@ use consistency::{Claim, LogPosition, Token};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::status::{Said, Timing};
+use crate::{
+    body::Body,
+    status::{Said, Timing},
+};
 
 /// What a route comes to.
 #[derive(Debug)]
@@ -15,7 +18,7 @@ pub struct Answer {
     /// Headers that only this route knows.
     pub headers: HeaderMap,
     /// The body.
-    pub body: Bytes,
+    pub body: Body,
     /// What it shows of the world, to be merged with what the caller knew.
     pub shows: Option<Token>,
     /// How it came to be; reads only.
@@ -44,7 +47,7 @@ impl Answer {
     /// With a body of some type.
     pub fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Self {
         let answer = Self::empty(status);
-        Self { body, ..answer }.with_header(header::CONTENT_TYPE, kind)
+        Self { body: Body::from(body), ..answer }.with_header(header::CONTENT_TYPE, kind)
     }
 
     /// Without a body.
@@ -52,7 +55,7 @@ impl Answer {
         Self {
             status,
             headers: HeaderMap::new(),
-            body: Bytes::new(),
+            body: Body::empty(),
             shows: None,
             said: None,
             timing: Timing::default(),

@@ -17,6 +17,8 @@ use process::{
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::{events::EventsConfig, proxied::RouteConfig};
+
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GatewayConfig {
@@ -56,6 +58,12 @@ pub struct GatewayConfig {
     /// Bounds of writes.
     #[serde(default)]
     pub write: WriteConfig,
+    /// Paths that lead to services of the user's own.
+    #[serde(default, rename = "route")]
+    pub routes: Vec<RouteConfig>,
+    /// Bounds of server-sent events.
+    #[serde(default)]
+    pub events: EventsConfig,
     /// How to log.
     #[serde(default, rename = "logging")]
     pub logs: LogConfig,
@@ -392,6 +400,9 @@ impl Config for GatewayConfig {
         mistakes.extend(self.place_mistakes());
         mistakes.extend(self.policy_mistakes());
         mistakes.extend(self.bound_mistakes());
+        mistakes.extend(self.events.mistakes());
+        let routes = self.routes.iter().enumerate();
+        mistakes.extend(routes.flat_map(|(nth, route)| route.mistakes(&format!("route.{nth}"))));
         mistakes.extend(self.key_ring().err().map(|error| format!("token: {error}")));
         if self.regions.credential.expose().len() < 16 {
             mistakes.push("regions.credential: must have at least 16 bytes".to_owned());

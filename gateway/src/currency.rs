@@ -9,14 +9,17 @@ mod board;
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use consistency::{Announcement, LogPosition, Name};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 pub use board::{Observation, Partitions, Standing};
 
@@ -30,6 +33,18 @@ pub struct Currency {
     head: Mutex<LogPosition>,
     waiter_count: AtomicUsize,
     waiters_max: usize,
+    changes: watch::Sender<()>,
+    expecting_count: Arc<AtomicUsize>,
+}
+
+/// Held by one who waits for the region to catch up without being among its waiters.
+#[derive(Debug)]
+pub struct Expecting(Arc<AtomicUsize>);
+
+impl Drop for Expecting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// As many reads wait as may.
@@ -56,6 +71,8 @@ impl Currency {
             head: Mutex::new(LogPosition::ORIGIN),
             waiter_count: AtomicUsize::new(0),
             waiters_max,
+            changes: watch::Sender::new(()),
+            expecting_count: Arc::default(),
         }
     }
 
@@ -72,7 +89,31 @@ impl Currency {
     /// Somebody who must know has seen the log at `at`.
     pub fn saw_head(&self, at: LogPosition) {
         let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *head < at;
         *head = (*head).max(at);
+        drop(head);
+        if is_news {
+            self.tell();
+        }
+    }
+
+    /// Tells of every change from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// There may be something new for those who listen.
+    pub fn tell(&self) {
+        // Nearly always nobody does, and this is called for nearly every read.
+        if 0 < self.changes.receiver_count() {
+            self.changes.send_replace(());
+        }
+    }
+
+    /// While this is held checkpoints are polled when hints are silent.
+    pub fn expecting(&self) -> Expecting {
+        self.expecting_count.fetch_add(1, Ordering::Relaxed);
+        Expecting(Arc::clone(&self.expecting_count))
     }
 
     /// What is known of the partitions that matter to a read.
@@ -114,13 +155,21 @@ impl Currency {
             self.saw_head(LogPosition::new(said.epoch, said.head));
             let released = self.with(&said.projection, |board| board.heard(said, now));
             wake(released);
+            self.tell();
         }
     }
 
     /// A snapshot of the database showed these checkpoints.
     pub fn observed(&self, projection: &Name, seen: &Observation, now: Instant) {
-        let released = self.with(projection, |board| board.observed(seen, now));
+        let (released, moved) = self.with(projection, |board| {
+            let before = board.standing(Partitions::All);
+            let released = board.observed(seen, now);
+            (released, before != board.standing(Partitions::All))
+        });
         wake(released);
+        if moved {
+            self.tell();
+        }
     }
 
     /// The watermark that a stored checkpoint of a snapshot amounts to, with what is proven beyond.
@@ -141,8 +190,11 @@ impl Currency {
 
     /// Whether someone waits while hints of the projection are silent.
     pub fn wants_poll(&self, silence_max: Duration, now: Instant) -> bool {
+        let expected = 0 < self.expecting_count.load(Ordering::Relaxed);
         self.boards.keys().any(|name| {
-            self.with(name, |board| 0 < board.waiter_count() && silence_max < board.silent_for(now))
+            self.with(name, |board| {
+                (expected || 0 < board.waiter_count()) && silence_max < board.silent_for(now)
+            })
         })
     }
 

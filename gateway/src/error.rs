@@ -85,6 +85,24 @@ pub enum Error {
     /// The request was forwarded here, and here is not the primary.
     #[error("this region is not the primary")]
     NotPrimary,
+    /// A protocol that is not passed on.
+    #[error("not supported: {0}")]
+    NotSupported(&'static str),
+    /// The request was here before.
+    #[error("the request went in a circle")]
+    LoopDetected,
+    /// The service behind a route cannot be reached; nothing was done.
+    #[error("the service behind this path cannot be reached")]
+    UpstreamUnreachable {
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The service behind a route answered what cannot be passed on.
+    #[error("the service behind this path cannot be passed on: {0}")]
+    UpstreamAnswer(&'static str),
+    /// The service behind a route did not answer in time.
+    #[error("the service behind this path did not answer in time")]
+    UpstreamTimeout,
     /// A write that may have been done or not.
     #[error("the outcome of the write is unknown")]
     OutcomeUnknown {

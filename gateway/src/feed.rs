@@ -11,7 +11,7 @@ use consistency::{
     Announcement, AnnouncementSeal, Epoch, EpochHistory, LogPosition, Name, Position, SEAL_HEADER,
 };
 use futures::StreamExt as _;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use process::{
     admin::{Condition, Readiness},
     nats::Nats,
@@ -23,6 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    body::Body,
     currency::{Observation, Partitions},
     gateway::{Gateway, Role},
     overview::lag_events,
@@ -197,6 +198,7 @@ pub async fn refresh(gateway: &Gateway, readiness: &Readiness) -> Result<(), Que
         if absent.is_empty() { Condition::Ready } else { Condition::NotReady(absent.join(", ")) },
     );
     report_lag(gateway, readiness, &names);
+    gateway.currency.tell();
     Ok(())
 }
 
@@ -267,23 +269,26 @@ pub async fn heartbeat(gateway: Arc<Gateway>, readiness: Readiness, stop: Cancel
             method: &Method::GET,
             path_and_query: "/internal/epochs".to_owned(),
             headers: HeaderMap::new(),
-            body: bytes::Bytes::new(),
+            body: Body::empty(),
             deadline: Instant::now() + interval.max(Duration::from_secs(1)),
         };
         let replied = upstream.send(outgoing).await;
-        let answered = replied.as_ref().is_ok_and(|reply| reply.status.is_success());
-        if let (true, Ok(reply)) = (answered, replied) {
+        let status = replied.as_ref().ok().map(|reply| reply.status);
+        if let Some(reply) = replied.ok().filter(|reply| reply.status.is_success()) {
             upstream.saw_trip(reply.took);
             learn(&gateway, reply.head, &reply.body);
         }
-        readiness.set(
-            PRIMARY,
-            if answered {
-                Condition::Ready
-            } else {
-                Condition::Degraded("the primary does not answer".to_owned())
-            },
-        );
+        readiness.set(PRIMARY, primary_condition(status));
+    }
+}
+
+fn primary_condition(answered: Option<StatusCode>) -> Condition {
+    match answered {
+        Some(status) if status.is_success() => Condition::Ready,
+        Some(StatusCode::MISDIRECTED_REQUEST) => {
+            Condition::Degraded("who answers as the primary is not the primary".to_owned())
+        }
+        Some(_) | None => Condition::Degraded("the primary does not answer".to_owned()),
     }
 }
 

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use crate::{
     answer::Answer,
+    body::Body,
     error::Error,
     gateway::Gateway,
     request::{CONSISTENCY_POLICY, Call, IDEMPOTENCY_REPLAYED, PREFER, PREFERENCE_APPLIED},
@@ -46,7 +47,7 @@ pub async fn read(
         let parked = problem_type(&reply).is_some_and(|kind| kind.ends_with("/parked"));
         return Err(if parked { Fallback::Parked } else { Fallback::Failed });
     }
-    let said = said(gateway, upstream, call, &reply);
+    let said = said(gateway, upstream, call, &reply.headers);
     Ok(Answer { said, ..answer(gateway, reply) })
 }
 
@@ -56,7 +57,7 @@ pub async fn whole(gateway: &Gateway, upstream: &Upstream, call: &Call) -> Resul
     let is_safe = call.method.is_safe();
     match exchange(gateway, upstream, call, headers).await {
         Ok(reply) => {
-            let said = if is_safe { said(gateway, upstream, call, &reply) } else { None };
+            let said = if is_safe { said(gateway, upstream, call, &reply.headers) } else { None };
             Ok(Answer { said, ..answer(gateway, reply) })
         }
         Err(error) if error.may_have_acted() && !is_safe => {
@@ -73,12 +74,11 @@ async fn exchange(
     headers: HeaderMap,
 ) -> Result<Reply, ForwardError> {
     let began = Instant::now();
-    let query = call.query.as_ref().map_or_else(String::new, |query| format!("?{query}"));
     let outgoing = Outgoing {
         method: &call.method,
-        path_and_query: format!("{}{query}", call.path),
+        path_and_query: call.path_and_query(),
         headers,
-        body: call.body.clone(),
+        body: Body::from(call.body.clone()),
         deadline: call.deadline,
     };
     let replied = upstream.forward(outgoing).await;
@@ -124,16 +124,22 @@ fn answer(gateway: &Gateway, reply: Reply) -> Answer {
         answer.headers.extend(sealed.map(|sealed| (CONSISTENCY_TOKEN, sealed.clone())));
     }
     answer.timing.forward = reply.took;
-    answer.body = reply.body;
+    answer.body = Body::from(reply.body);
     answer
 }
 
-/// `stale` stays `stale` and `primary` stays `primary` on the way; all else was forwarded.
-fn said(gateway: &Gateway, upstream: &Upstream, call: &Call, reply: &Reply) -> Option<Said> {
-    let there = reply.headers.get(CONSISTENCY_STATUS)?.to_str().ok()?;
+/// `stale`, `primary` and `unverified` stay what they are on the way; all else was forwarded.
+pub fn said(
+    gateway: &Gateway,
+    upstream: &Upstream,
+    call: &Call,
+    headers: &HeaderMap,
+) -> Option<Said> {
+    let there = headers.get(CONSISTENCY_STATUS)?.to_str().ok()?;
     let (outcome, reason) = match there.split(';').next() {
         Some("stale") => (Outcome::Stale, Some("parked")),
         Some("primary") => (Outcome::Primary, None),
+        Some("unverified") => (Outcome::Unverified, None),
         Some(_) | None => (Outcome::Forwarded, None),
     };
     let position = there.split(';').find_map(|part| part.strip_prefix("position="));

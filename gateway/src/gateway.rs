@@ -11,8 +11,9 @@ use projection::Domain;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    config::GatewayConfig, currency::Currency, feed::Seen, read_models::ReadModels,
-    telemetry::Instruments, token_carrier::TokenCarrier, upstream::Upstream,
+    config::GatewayConfig, currency::Currency, events::Listeners, feed::Seen, proxied::Routes,
+    read_models::ReadModels, telemetry::Instruments, token_carrier::TokenCarrier,
+    upstream::Upstream,
 };
 
 /// One gateway.
@@ -36,6 +37,10 @@ pub struct Gateway {
     pub role: Role,
     /// Requests under way.
     pub requests: Semaphore,
+    /// Paths that lead to services of the user's own.
+    pub routes: Routes,
+    /// Who listens to events.
+    pub listeners: Listeners,
     history: RwLock<Arc<EpochHistory>>,
     policies: BTreeMap<String, Policy>,
     policy: Policy,
@@ -60,6 +65,7 @@ impl Gateway {
         read_models: ReadModels,
         instruments: Instruments,
         role: Role,
+        routes: Routes,
     ) -> Self {
         let parsed = |text: &str| Policy::parse(text).unwrap_or_else(|_| Policy::shipped());
         let views = config.views.iter();
@@ -68,6 +74,7 @@ impl Gateway {
         let currency = Currency::new(projections, config.read.waiters_max);
         let requests = Semaphore::new(config.listen.requests_max.min(Semaphore::MAX_PERMITS));
         let policy = parsed(&config.read.policy);
+        let listeners = Listeners::new(config.events.listeners_max);
         let history = RwLock::new(Arc::new(EpochHistory::first()));
         Self {
             config,
@@ -79,6 +86,8 @@ impl Gateway {
             instruments,
             role,
             requests,
+            routes,
+            listeners,
             history,
             policies,
             policy,

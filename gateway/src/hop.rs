@@ -3,10 +3,18 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use process::config::Secret;
 
+use crate::{
+    error::Error,
+    gateway::{Gateway, Role},
+    request::Call,
+};
+
 /// Proves that a request comes from a gateway or projector of ours.
 pub const CREDENTIAL: HeaderName = HeaderName::from_static("tidemark-credential");
 /// The region that forwards a request. A request that has it is not forwarded again.
 pub const HOP: HeaderName = HeaderName::from_static("tidemark-hop");
+/// The region that is asked because it is taken for the primary.
+pub const ASKED: HeaderName = HeaderName::from_static("tidemark-primary");
 /// Milliseconds that are left for the answer.
 pub const DEADLINE_MS: HeaderName = HeaderName::from_static("tidemark-deadline-ms");
 /// Who asked the region that forwards: its callers' idempotency keys are theirs alone.
@@ -22,13 +30,32 @@ pub fn authenticate(headers: &mut HeaderMap, credential: &Secret) -> bool {
     let presented = headers.get(CREDENTIAL).and_then(|value| value.to_str().ok());
     let proven = presented.is_some_and(|presented| credential.matches(presented));
     if !proven {
-        let ours: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
-        for name in ours {
-            headers.remove(name);
-        }
+        strip(headers);
     }
     proven
+}
+
+/// Takes out everything that only regions may say.
+pub fn strip(headers: &mut HeaderMap) {
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Refuses what a region asks of us because it takes us for somebody we are not. A forwarded request is
+/// for the primary and goes no further; one from a region of our own name would go in a circle.
+pub fn is_for_us(gateway: &Gateway, call: &Call) -> Result<(), Error> {
+    if !call.trusted {
+        return Ok(());
+    }
+    let region = gateway.config.region.as_str();
+    let says = |name, value: &str| call.headers.get(name).is_some_and(|said| said == value);
+    let asked_for_another = call.headers.contains_key(ASKED) && !says(ASKED, region);
+    let is_region = matches!(gateway.role, Role::Region(_));
+    let lost = call.hop && (is_region || says(HOP, region));
+    if lost || asked_for_another { Err(Error::NotPrimary) } else { Ok(()) }
 }
 
 /// The credential as a header that is never shown in logs.

@@ -4,14 +4,17 @@
 //! memory says this region has applied (`currency`); the caller's policy says what to do when that
 //! is not enough; and before an answer leaves, it is judged again by the checkpoints that were read in
 //! the same snapshot as its rows (`read_models`). A write is appended to the log at the primary
-//! (`write`) and forwarded from everywhere else (`forward`). `service` turns a request into a
+//! (`write`) and forwarded from everywhere else (`forward`). A user's own service is behind a route
+//! (`proxied`), and who waits for the region to catch up may listen instead (`events`). `service` turns a request into a
 //! call and finishes its answer: every answer carries a token.
 
 mod aggregates;
 mod answer;
+mod body;
 pub mod config;
 mod currency;
 mod error;
+mod events;
 mod feed;
 mod fold;
 mod forward;
@@ -19,7 +22,9 @@ mod gateway;
 mod hop;
 mod internal;
 mod overview;
+mod pending;
 mod problem;
+mod proxied;
 mod read;
 mod read_models;
 mod request;

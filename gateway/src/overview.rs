@@ -18,8 +18,16 @@ pub fn answer(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
     Ok(Answer::json(StatusCode::OK, &overview(gateway)))
 }
 
-/// Positions, lag and parked aggregates of every projection.
+/// Where the region stands, and who waits for it.
 pub fn overview(gateway: &Gateway) -> Value {
+    let mut overview = standing(gateway);
+    overview["waiters"] = gateway.currency.waiter_count().into();
+    overview["listeners"] = gateway.listeners.count().into();
+    overview
+}
+
+/// Positions, lag and parked aggregates of every projection.
+pub fn standing(gateway: &Gateway) -> Value {
     let head = gateway.head();
     let projections: Vec<Value> = gateway
         .currency
@@ -46,7 +54,6 @@ pub fn overview(gateway: &Gateway) -> Value {
         "is_primary": matches!(gateway.role, Role::Primary(_)),
         "epoch": gateway.history().current(),
         "head": head.position,
-        "waiters": gateway.currency.waiter_count(),
         "projections": projections,
     })
 }

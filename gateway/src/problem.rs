@@ -63,6 +63,11 @@ fn status_and_type(error: &Error) -> (StatusCode, &'static str) {
             (StatusCode::SERVICE_UNAVAILABLE, "primary-unreachable")
         }
         Error::NotPrimary => (StatusCode::MISDIRECTED_REQUEST, "not-primary"),
+        Error::NotSupported(_) => (StatusCode::NOT_IMPLEMENTED, "not-supported"),
+        Error::LoopDetected => (StatusCode::LOOP_DETECTED, "loop-detected"),
+        Error::UpstreamUnreachable { .. } => (StatusCode::BAD_GATEWAY, "upstream-unreachable"),
+        Error::UpstreamAnswer(_) => (StatusCode::BAD_GATEWAY, "upstream-answer"),
+        Error::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
         Error::OutcomeUnknown { .. } => (StatusCode::SERVICE_UNAVAILABLE, "outcome-unknown"),
         Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
     }
@@ -82,7 +87,10 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
             body.extend(lag_members(lag, region));
             retry_after(lag.retry_after_ms(), headers);
         }
-        Error::WaitersFull | Error::Overloaded | Error::PrimaryUnreachable { .. } => {
+        Error::WaitersFull
+        | Error::Overloaded
+        | Error::PrimaryUnreachable { .. }
+        | Error::UpstreamUnreachable { .. } => {
             body.insert("region".into(), region.as_str().into());
             body.insert("retry_after_ms".into(), 1000.into());
             retry_after(1000, headers);
@@ -119,6 +127,10 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
         | Error::TooLarge(_)
         | Error::PreconditionRequired(_)
         | Error::IdempotencyMismatch
+        | Error::NotSupported(_)
+        | Error::LoopDetected
+        | Error::UpstreamAnswer(_)
+        | Error::UpstreamTimeout
         | Error::Internal(_) => {}
     }
 }
@@ -166,6 +178,11 @@ fn shown(error: &Error) -> Option<Token> {
         | Error::Overloaded
         | Error::PrimaryUnreachable { .. }
         | Error::NotPrimary
+        | Error::NotSupported(_)
+        | Error::LoopDetected
+        | Error::UpstreamUnreachable { .. }
+        | Error::UpstreamAnswer(_)
+        | Error::UpstreamTimeout
         | Error::OutcomeUnknown { .. }
         | Error::Internal(_) => None,
     }

@@ -1,12 +1,15 @@
 //! What every route wants to know of a request, decoded once.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use consistency::{
     AggregateId, Epoch, EpochHistory, LogPosition, Name, Policy, Position, Preference, Token,
     TokenStatus, Version,
 };
 use event_store::Expected;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority};
+use process::server::Peer;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -48,6 +51,12 @@ pub struct Call {
     pub trusted: bool,
     /// A region forwarded it.
     pub hop: bool,
+    /// Who sent it, as far as the connection tells.
+    pub peer: Option<SocketAddr>,
+    /// The protocol that it came by.
+    pub version: http::Version,
+    /// The host that it is for, where the protocol does not say it in a header.
+    pub authority: Option<Authority>,
     /// What its caller has written and seen.
     pub token: Token,
     /// Its caller's token could not be read and cannot be mended by the caller: only the primary's
@@ -116,6 +125,12 @@ impl Call {
     pub fn left_ms(&self) -> u32 {
         let left = self.deadline.saturating_duration_since(Instant::now());
         u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// What it asks for, as sent.
+    pub fn path_and_query(&self) -> String {
+        let query = self.query.as_ref().map_or_else(String::new, |query| format!("?{query}"));
+        format!("{}{query}", self.path)
     }
 
     /// The value of a query parameter, decoded; the first when there are several.
@@ -217,8 +232,11 @@ impl Call {
         trusted: bool,
         times: (Instant, Instant),
     ) -> Self {
-        let Parts { method, uri, headers, .. } = parts;
+        let Parts { method, uri, version, headers, extensions, .. } = parts;
         Self {
+            peer: extensions.get::<Peer>().map(|peer| peer.0),
+            version,
+            authority: uri.authority().cloned(),
             method,
             path: uri.path().to_owned(),
             query: uri.query().map(ToOwned::to_owned),

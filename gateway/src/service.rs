@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use consistency::{EpochHistory, Judged, Token};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use matchit::Router;
 use tokio::time::Instant;
@@ -13,10 +13,12 @@ use tokio::time::Instant;
 use crate::{
     aggregates,
     answer::Answer,
+    body::Body,
     error::Error,
+    events,
     forward::CONSISTENCY_STATUS,
     gateway::{Gateway, Role},
-    hop, internal, overview, problem, read,
+    hop, internal, overview, problem, proxied, read,
     request::{self, Call, REQUEST_ID},
     status::Outcome,
     token_carrier::{CONSISTENCY_TOKEN, Presented},
@@ -35,19 +37,21 @@ enum Route {
     Row,
     Search,
     Currency,
+    CurrencyEvents,
     InternalLog,
     InternalAggregate,
     InternalEpochs,
 }
 
 impl Route {
-    const ALL: [(&str, Self); 9] = [
+    const ALL: [(&str, Self); 10] = [
         ("/v1/aggregates/{type}/{id}/events", Self::AggregateEvents),
         ("/v1/aggregates/{type}/{id}", Self::Aggregate),
         ("/v1/commands/{command}", Self::Command),
         ("/v1/views/{view}/{key}", Self::Row),
         ("/v1/views/{view}", Self::Search),
         ("/v1/currency", Self::Currency),
+        (events::PATH, Self::CurrencyEvents),
         ("/internal/log", Self::InternalLog),
         ("/internal/log/{type}/{id}", Self::InternalAggregate),
         ("/internal/epochs", Self::InternalEpochs),
@@ -67,6 +71,7 @@ impl Route {
             | Self::Row
             | Self::Search
             | Self::Currency
+            | Self::CurrencyEvents
             | Self::InternalLog
             | Self::InternalAggregate
             | Self::InternalEpochs => "GET, HEAD",
@@ -92,7 +97,7 @@ impl Service {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let began = Instant::now();
         let (mut parts, body) = request.into_parts();
         let gateway = &*self.gateway;
@@ -103,7 +108,7 @@ impl Service {
         let route = self.routes.at(parts.uri.path()).ok().map(|found| *found.value);
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
-        let is_write = parts.method == Method::POST;
+        let is_write = !parts.method.is_safe();
         let sent = parts.headers.clone();
         let header_bytes_max = gateway.config.listen.limits.header_bytes_max;
         let token = request::check_headers(&sent, header_bytes_max)
@@ -132,7 +137,7 @@ impl Service {
         };
         let mut response = finishing.finish(answer);
         if is_head {
-            *response.body_mut() = Full::default();
+            *response.body_mut() = Body::empty();
         }
         let status = response.status().as_u16();
         gateway.instruments.answered(Route::pattern(route), method, status, began.elapsed());
@@ -142,9 +147,7 @@ impl Service {
     async fn dispatch(&self, mut call: Call, body: Incoming) -> Result<Answer, Error> {
         let gateway = &*self.gateway;
         let _permit = gateway.requests.try_acquire().map_err(|_| Error::Overloaded)?;
-        if call.trusted && call.hop && matches!(gateway.role, Role::Region(_)) {
-            return Err(Error::NotPrimary);
-        }
+        hop::is_for_us(gateway, &call)?;
         if call.token.epoch() <= gateway.history().current() {
             // Nobody but us seals tokens, so the log has been there.
             let seen =
@@ -152,7 +155,12 @@ impl Service {
             gateway.currency.saw_head(seen);
         }
         let path = call.path.clone();
-        let found = self.routes.at(&path).map_err(|_| Error::NotFound)?;
+        refuse_upgrade(&call)?;
+        let Ok(found) = self.routes.at(&path) else {
+            let route = gateway.routes.find(&path).ok_or(Error::NotFound)?;
+            // Boxed, as reads are.
+            return Box::pin(proxied::answer(gateway, route, call, body)).await;
+        };
         let route = *found.value;
         let parameter = |name| found.params.get(name).unwrap_or_default();
         let is_read = matches!(call.method, Method::GET | Method::HEAD);
@@ -181,6 +189,7 @@ impl Service {
                 Box::pin(read::view(gateway, &call, parameter("view"), parameter("key"))).await
             }
             Route::Currency if is_read => overview::answer(gateway, &call),
+            Route::CurrencyEvents if is_read => events::listen(&self.gateway, &call),
             Route::InternalLog if is_read => internal::log(gateway, &call).await,
             Route::InternalAggregate if is_read => {
                 internal::aggregate(gateway, &call, parameter("type"), parameter("id")).await
@@ -192,6 +201,7 @@ impl Service {
             | Route::Row
             | Route::Search
             | Route::Currency
+            | Route::CurrencyEvents
             | Route::InternalLog
             | Route::InternalAggregate
             | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),
@@ -200,13 +210,27 @@ impl Service {
 }
 
 /// A primary that has not heard of an epoch that a caller has is not the primary any more.
-fn may_write(gateway: &Gateway, call: &Call) -> Result<(), Error> {
+pub fn may_write(gateway: &Gateway, call: &Call) -> Result<(), Error> {
     let is_primary = matches!(gateway.role, Role::Primary(_));
     let deposed = is_primary && gateway.history().current() < call.token.epoch();
     if deposed { Err(Error::NotPrimary) } else { Ok(()) }
 }
 
-async fn read_body(gateway: &Gateway, call: &Call, body: Incoming) -> Result<Bytes, Error> {
+/// A connection stays what it is. Who merely offers HTTP/2 in the clear is answered without.
+fn refuse_upgrade(call: &Call) -> Result<(), Error> {
+    let offered = call.headers.get_all(header::UPGRADE).iter();
+    let other = offered.into_iter().any(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    if other || call.method == Method::CONNECT {
+        return Err(Error::NotSupported("upgrades, such as to WebSocket, are not passed on"));
+    }
+    if call.method == Method::TRACE {
+        return Err(Error::NotSupported("TRACE"));
+    }
+    Ok(())
+}
+
+/// All of a body that is kept in memory.
+pub async fn read_body(gateway: &Gateway, call: &Call, body: Incoming) -> Result<Bytes, Error> {
     let max = gateway.config.listen.body_bytes_max;
     let too_large = || Error::TooLarge(format!("a body has at most {max} bytes"));
     if body.size_hint().lower() > max as u64 {
@@ -250,27 +274,30 @@ struct Finishing<'a> {
 }
 
 impl Finishing<'_> {
-    fn finish(mut self, mut answer: Answer) -> Response<Full<Bytes>> {
+    fn finish(mut self, mut answer: Answer) -> Response<Body> {
         if self.unreadable {
             answer.shows = self.in_place_of_unreadable(&answer);
             self.known = None;
         }
         let Answer { status, headers, body, shows, said, timing } = answer;
-        let mut response = Response::new(Full::new(body));
+        let mut response = Response::new(body);
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         let headers = response.headers_mut();
         let cacheable =
             matches!(status, StatusCode::OK | StatusCode::NOT_MODIFIED) && said.is_some();
-        let caching = if cacheable { "private, no-cache" } else { "no-store" };
+        // A service that wants less than that gets it.
+        let forbidden = headers.get(header::CACHE_CONTROL).is_some_and(forbids_storing);
+        let caching = if cacheable && !forbidden { "private, no-cache" } else { "no-store" };
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
         if cacheable {
-            headers.insert(header::VARY, HeaderValue::from_static(VARY));
+            headers.append(header::VARY, HeaderValue::from_static(VARY));
         }
         if let Some(said) = said {
             set(headers, CONSISTENCY_STATUS, &said.to_string());
         }
-        set(headers, SERVER_TIMING, &timing.header(self.began.elapsed()));
+        let timing = HeaderValue::from_str(&timing.header(self.began.elapsed()));
+        headers.extend(timing.ok().map(|timing| (SERVER_TIMING, timing)));
         set(headers, REQUEST_ID, &self.request_id);
         if self.trusted {
             set(headers, hop::HEAD, &self.gateway.head().to_string());
@@ -326,6 +353,10 @@ fn carried(history: &EpochHistory, shows: Token) -> Token {
         | Judged::Lost(token)
         | Judged::Newer(token) => token,
     }
+}
+
+fn forbids_storing(caching: &HeaderValue) -> bool {
+    caching.to_str().is_ok_and(|caching| caching.to_ascii_lowercase().contains("no-store"))
 }
 
 fn set(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {

@@ -22,6 +22,7 @@ use crate::{
     feed,
     gateway::{Gateway, Role},
     overview,
+    proxied::{RouteError, Routes},
     read_models::ReadModels,
     service::Service,
     telemetry::Instruments,
@@ -57,6 +58,9 @@ pub enum StartError {
     /// The way to the primary is not usable.
     #[error("the way to the primary is not usable")]
     Upstream(#[from] UpstreamError),
+    /// A route cannot be.
+    #[error("a route cannot be")]
+    Route(#[from] RouteError),
     /// An address cannot be listened on.
     #[error("{address} cannot be listened on")]
     Listen {
@@ -108,6 +112,7 @@ pub async fn start(
     let metrics = Metrics::new("tidemark-gateway")?;
     let readiness = Readiness::default();
     readiness.set("database", Condition::NotReady("not looked at yet".to_owned()));
+    let routes = Routes::new(&config.routes, &domain, &config.read.policy)?;
     let domain = Arc::new(domain);
     let pool = postgres::connect(&config.database, "tidemark-gateway")?;
     let read_models = ReadModels::new(pool, Arc::clone(&domain), config.read.queries_max);
@@ -117,7 +122,8 @@ pub async fn start(
     let (address, admin_address) = (local(&listener)?, local(&admin_listener)?);
     let (role, log) = role(&config, &stop).await?;
     let instruments = Instruments::new(&metrics.meter("tidemark-gateway"));
-    let gateway = Arc::new(Gateway::new(config, domain, carrier, read_models, instruments, role));
+    let gateway = Gateway::new(config, domain, carrier, read_models, instruments, role, routes);
+    let gateway = Arc::new(gateway);
     if let Role::Primary(store) = &gateway.role {
         gateway.learn_history(store.epochs().await.map_err(OpenError::from)?);
     }
@@ -242,9 +248,10 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
         tokio::spawn(feed::heartbeat(Arc::clone(&gateway), readiness.clone(), background.clone())),
     ];
     let draining = readiness.clone();
-    let asked = stop.clone();
+    let (asked, listened) = (stop.clone(), Arc::clone(&gateway));
     let drain = tokio::spawn(async move {
         asked.cancelled().await;
+        listened.listeners.end();
         draining.set("draining", Condition::NotReady("shutting down".to_owned()));
     });
     let service = Service::new(Arc::clone(&gateway));

@@ -19,6 +19,8 @@ pub enum Outcome {
     Stale,
     /// Read at the primary, as of the log's head on arrival.
     Primary,
+    /// From a service that does not say what it read.
+    Unverified,
 }
 
 impl Outcome {
@@ -31,6 +33,7 @@ impl Outcome {
             Self::Pending => "pending",
             Self::Stale => "stale",
             Self::Primary => "primary",
+            Self::Unverified => "unverified",
         }
     }
 }

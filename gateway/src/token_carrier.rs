@@ -91,6 +91,23 @@ impl TokenCarrier {
         self.ring.seal(token)
     }
 
+    /// Takes our cookie out of a request that goes on, and leaves those of others.
+    pub fn strip_cookie(&self, headers: &mut HeaderMap) {
+        let Some(cookie) = self.cookie else { return };
+        if cookie_tokens(headers, cookie).is_empty() {
+            return;
+        }
+        let is_ours =
+            |pair: &str| pair.trim().split_once('=').is_some_and(|(name, _)| name == cookie.name);
+        let values = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let pairs = values.flat_map(|value| value.split(';')).filter(|pair| !is_ours(pair));
+        let others = pairs.map(str::trim).collect::<Vec<_>>().join("; ");
+        headers.remove(header::COOKIE);
+        if !others.is_empty() {
+            headers.insert(header::COOKIE, plain_text(&others));
+        }
+    }
+
     /// Puts the token on an answer.
     pub fn attach(&self, token: &Token, wants_cookie: bool, headers: &mut HeaderMap) {
         let sealed = self.seal(token);
@@ -100,6 +117,10 @@ impl TokenCarrier {
         }
         headers.insert(CONSISTENCY_TOKEN, plain(&sealed));
     }
+}
+
+fn plain_text(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("parts of a header's text make a header's text")
 }
 
 fn plain(text: &str) -> HeaderValue {

@@ -1,9 +1,13 @@
 //! The way to the primary: pooled HTTP/2, a budget of requests under way, and a breaker that leaves a
 //! primary alone that does not answer.
 
+mod breaker;
+
 use std::{
+    error::Error as StdError,
+    io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -14,15 +18,24 @@ use consistency::{LogPosition, Name};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header, uri::Scheme,
 };
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use process::config::Secret;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use crate::{config::PrimaryConfig, hop, request};
+use self::breaker::{Breaker, Pass, Turned};
+use crate::{
+    body::{Body, Fault},
+    config::PrimaryConfig,
+    hop, request,
+};
 
 /// Answers larger than this are not passed on.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -48,6 +61,9 @@ pub enum ForwardError {
     /// The connection was lost after something may have been sent.
     #[error("the connection to the primary was lost")]
     Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The request's own body broke off on its way.
+    #[error("{0}")]
+    Body(Fault),
     /// It did not answer in time.
     #[error("the primary did not answer in time")]
     Deadline,
@@ -64,9 +80,39 @@ impl ForwardError {
     pub fn may_have_acted(&self) -> bool {
         match self {
             Self::NoBudget | Self::Open | Self::Connect(_) | Self::Malformed(_) => false,
-            Self::Lost(_) | Self::Deadline | Self::TooLarge => true,
+            Self::Lost(_) | Self::Body(_) | Self::Deadline | Self::TooLarge => true,
         }
     }
+
+    /// The connection failed, and not because something took too long: another one may do.
+    fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Connect(error) => !is_timeout(error),
+            Self::Lost(error) => !is_timeout(&**error),
+            Self::NoBudget
+            | Self::Open
+            | Self::Body(_)
+            | Self::Deadline
+            | Self::TooLarge
+            | Self::Malformed(_) => false,
+        }
+    }
+}
+
+/// Whether something took too long, somewhere in the chain of causes.
+pub fn is_timeout(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<io::Error>();
+        let http = cause.downcast_ref::<hyper::Error>();
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut)
+            || http.is_some_and(hyper::Error::is_timeout)
+        {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// What is sent to the primary.
@@ -79,10 +125,44 @@ pub struct Outgoing<'a> {
     /// The headers, those of regions aside.
     pub headers: HeaderMap,
     /// The body.
-    pub body: Bytes,
+    pub body: Body,
     /// When the answer is due.
     pub deadline: Instant,
 }
+
+impl Outgoing<'_> {
+    /// The same once more, where it may be sent twice.
+    fn again(&self) -> Option<Self> {
+        let body = self.body.whole().filter(|_| self.method.is_safe())?.clone();
+        Some(Self {
+            method: self.method,
+            path_and_query: self.path_and_query.clone(),
+            headers: self.headers.clone(),
+            body: Body::from(body),
+            deadline: self.deadline,
+        })
+    }
+}
+
+/// An answer of the primary whose body is on its way.
+#[derive(Debug)]
+pub struct Streamed {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Incoming,
+    /// How long its head took.
+    pub took: Duration,
+    /// The log's head when it answered.
+    pub head: Option<LogPosition>,
+    /// What the exchange takes of the budget, until the body is over.
+    pub held: Held,
+}
+
+/// Parts of a budget.
+pub type Held = Vec<OwnedSemaphorePermit>;
 
 /// What the primary answered.
 #[derive(Debug)]
@@ -102,23 +182,16 @@ pub struct Reply {
 /// The primary as seen from a region.
 #[derive(Debug)]
 pub struct Upstream {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpConnector, Body>,
     authority: http::uri::Authority,
     name: Name,
+    asked: HeaderValue,
     region: HeaderValue,
     credential: HeaderValue,
     budget: Arc<Semaphore>,
     reads: Arc<Semaphore>,
-    breaker: Mutex<Breaker>,
+    breaker: Breaker,
     trip_ms: AtomicU32,
-    failures_max: u32,
-    open_for: Duration,
-}
-
-#[derive(Debug, Default)]
-struct Breaker {
-    failures: u32,
-    open_until: Option<Instant>,
 }
 
 /// Why a region cannot know its way to the primary.
@@ -156,14 +229,13 @@ impl Upstream {
             client,
             authority,
             name: config.name.clone(),
+            asked: HeaderValue::from_str(config.name.as_str()).map_err(|_| UpstreamError::Url)?,
             region: HeaderValue::from_str(region.as_str()).map_err(|_| UpstreamError::Url)?,
             credential: hop::credential(credential).ok_or(UpstreamError::Credential)?,
             budget: Arc::new(Semaphore::new(config.forwards_max)),
             reads: Arc::new(Semaphore::new(config.forwarded_reads_max)),
-            breaker: Mutex::default(),
+            breaker: Breaker::new(config.breaker_failures_max, config.breaker_open.get()),
             trip_ms: AtomicU32::new(0),
-            failures_max: config.breaker_failures_max.max(1),
-            open_for: config.breaker_open.get(),
         })
     }
 
@@ -175,7 +247,7 @@ impl Upstream {
     /// Whether a read would be sent now.
     pub fn is_available(&self, now: Instant) -> bool {
         let room = 0 < self.budget.available_permits() && 0 < self.reads.available_permits();
-        room && !self.is_open(now)
+        room && self.breaker.is_passable(now)
     }
 
     /// How long a request is expected to take; `None` before the first.
@@ -185,67 +257,86 @@ impl Upstream {
 
     /// Sends a request of a caller, marked as forwarded. Reads have a budget of their own: they may
     /// wait at the primary, and must not wait in the way of writes.
-    pub async fn forward(&self, mut outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
-        outgoing.headers.insert(hop::HOP, self.region.clone());
-        let _permit = match outgoing.method.is_safe() {
-            true => Some(self.reads.try_acquire().map_err(|_| ForwardError::NoBudget)?),
-            false => None,
-        };
-        self.send(outgoing).await
+    pub async fn forward(&self, outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
+        let deadline = outgoing.deadline;
+        let (outgoing, held) = self.marked(outgoing)?;
+        self.tried(deadline, async { whole(self.exchange(outgoing, held).await?).await }).await
+    }
+
+    /// The same, and the body of the answer comes as the primary sends it.
+    pub async fn forward_streamed(&self, outgoing: Outgoing<'_>) -> Result<Streamed, ForwardError> {
+        let deadline = outgoing.deadline;
+        let (outgoing, held) = self.marked(outgoing)?;
+        self.tried(deadline, self.exchange(outgoing, held)).await
     }
 
     /// Sends a request of our own.
     pub async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
-        if self.is_open(Instant::now()) {
-            return Err(ForwardError::Open);
+        let held = vec![taken(&self.budget)?];
+        let deadline = outgoing.deadline;
+        self.tried(deadline, async { whole(self.exchange(outgoing, held).await?).await }).await
+    }
+
+    fn marked<'a>(&self, mut outgoing: Outgoing<'a>) -> Result<(Outgoing<'a>, Held), ForwardError> {
+        let mut held = vec![taken(&self.budget)?];
+        if outgoing.method.is_safe() {
+            held.push(taken(&self.reads)?);
         }
-        let permit = self.budget.try_acquire().map_err(|_| ForwardError::NoBudget)?;
-        let replied = self.send_within(outgoing).await;
-        drop(permit);
-        self.note(&replied);
+        outgoing.headers.insert(hop::HOP, self.region.clone());
+        Ok((outgoing, held))
+    }
+
+    /// Lets the breaker know how an exchange ends.
+    async fn tried<T>(
+        &self,
+        deadline: Instant,
+        exchange: impl Future<Output = Result<T, ForwardError>>,
+    ) -> Result<T, ForwardError> {
+        let pass = self.breaker.pass(Instant::now()).ok_or(ForwardError::Open)?;
+        // A client that takes a moment to notice the deadline must not make us late.
+        let replied = tokio::time::timeout_at(deadline, exchange).await;
+        let replied = replied.unwrap_or(Err(ForwardError::Deadline));
+        self.note(pass, replied.as_ref().err());
         replied
     }
 
-    async fn send_within(&self, outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
+    /// Sends, once more if it may be and the connection was to blame.
+    async fn exchange(&self, outgoing: Outgoing<'_>, held: Held) -> Result<Streamed, ForwardError> {
         let began = Instant::now();
-        let deadline = outgoing.deadline;
-        let request = self.request(outgoing, began)?;
-        let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| {
-                if error.is_connect() {
-                    ForwardError::Connect(error)
-                } else {
-                    ForwardError::Lost(Box::new(error))
-                }
-            })?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    ForwardError::TooLarge
-                } else {
-                    ForwardError::Lost(error)
-                }
-            })?;
-            Ok::<_, ForwardError>((parts, body.to_bytes()))
+        let again = outgoing.again();
+        let response = match (self.request_once(outgoing).await, again) {
+            (Err(error), Some(again)) if error.is_of_connection() => {
+                tracing::debug!(%error, "asked the primary once more");
+                self.request_once(again).await?
+            }
+            (response, _) => response?,
         };
-        // A client that takes a moment to notice the deadline must not make us late.
-        let exchanged = tokio::time::timeout_at(deadline, exchange).await;
-        let (parts, body) = exchanged.map_err(|_| ForwardError::Deadline)??;
+        let (parts, body) = response.into_parts();
         let head = parts.headers.get(hop::HEAD).and_then(|head| head.to_str().ok());
-        Ok(Reply {
+        Ok(Streamed {
             status: parts.status,
             head: head.and_then(request::log_position),
             headers: parts.headers,
             body,
             took: began.elapsed(),
+            held,
         })
     }
 
-    fn request(
+    async fn request_once(
         &self,
-        outgoing: Outgoing<'_>,
-        now: Instant,
-    ) -> Result<Request<Full<Bytes>>, ForwardError> {
+        mut outgoing: Outgoing<'_>,
+    ) -> Result<http::Response<Incoming>, ForwardError> {
+        let fault = outgoing.body.watch();
+        let request = self.request(outgoing, Instant::now())?;
+        self.client.request(request).await.map_err(|error| match fault.get() {
+            Some(fault) => ForwardError::Body(*fault),
+            None if error.is_connect() => ForwardError::Connect(error),
+            None => ForwardError::Lost(Box::new(error)),
+        })
+    }
+
+    fn request(&self, outgoing: Outgoing<'_>, now: Instant) -> Result<Request<Body>, ForwardError> {
         let uri = Uri::builder()
             .scheme(Scheme::HTTP)
             .authority(self.authority.clone())
@@ -255,45 +346,36 @@ impl Upstream {
         let trip = Duration::from_millis(u64::from(self.trip_ms().unwrap_or(0)));
         let left = outgoing.deadline.saturating_duration_since(now);
         let left = left.saturating_sub(trip + ANSWER_MARGIN).max(ANSWER_MARGIN);
-        let mut request = Request::new(Full::new(outgoing.body));
+        let mut request = Request::new(outgoing.body);
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = outgoing.headers;
         let headers = request.headers_mut();
         headers.insert(hop::CREDENTIAL, self.credential.clone());
+        headers.insert(hop::ASKED, self.asked.clone());
         headers.insert(hop::DEADLINE_MS, HeaderValue::from(left.as_millis() as u64));
         Ok(request)
     }
 
-    fn is_open(&self, now: Instant) -> bool {
-        let breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        breaker.open_until.is_some_and(|until| now < until)
-    }
-
-    fn note(&self, replied: &Result<Reply, ForwardError>) {
-        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        match replied {
-            Ok(_) => {
-                if self.failures_max <= breaker.failures {
-                    tracing::info!(region = %self.name, "the primary answers again");
-                }
-                *breaker = Breaker::default();
+    fn note(&self, pass: Pass<'_>, error: Option<&ForwardError>) {
+        let turned = match error {
+            None => pass.succeeded(),
+            Some(ForwardError::Connect(_) | ForwardError::Lost(_) | ForwardError::Deadline) => {
+                pass.failed(Instant::now())
             }
-            Err(ForwardError::Connect(_) | ForwardError::Lost(_) | ForwardError::Deadline) => {
-                breaker.failures = breaker.failures.saturating_add(1);
-                if self.failures_max <= breaker.failures {
-                    if breaker.failures == self.failures_max {
-                        tracing::warn!(region = %self.name, "the primary does not answer");
-                    }
-                    breaker.open_until = Some(Instant::now() + self.open_for);
-                }
-            }
-            Err(
+            // Nothing was found out about the primary.
+            Some(
                 ForwardError::NoBudget
                 | ForwardError::Open
+                | ForwardError::Body(_)
                 | ForwardError::TooLarge
                 | ForwardError::Malformed(_),
-            ) => {}
+            ) => Turned::Unchanged,
+        };
+        match turned {
+            Turned::Unchanged => {}
+            Turned::Opened => tracing::warn!(region = %self.name, "the primary does not answer"),
+            Turned::Closed => tracing::info!(region = %self.name, "the primary answers again"),
         }
     }
 
@@ -304,6 +386,24 @@ impl Upstream {
         let mixed = if known == 0 { sample } else { known - known / 4 + sample / 4 };
         self.trip_ms.store(mixed.max(1), Ordering::Relaxed);
     }
+}
+
+fn taken(budget: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ForwardError> {
+    Arc::clone(budget).try_acquire_owned().map_err(|_| ForwardError::NoBudget)
+}
+
+async fn whole(streamed: Streamed) -> Result<Reply, ForwardError> {
+    let Streamed { status, headers, body, took, head, held } = streamed;
+    let began = Instant::now();
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            ForwardError::TooLarge
+        } else {
+            ForwardError::Lost(error)
+        }
+    })?;
+    drop(held);
+    Ok(Reply { status, headers, body: body.to_bytes(), took: took + began.elapsed(), head })
 }
 
 /// The headers of a caller that the primary needs.
@@ -325,4 +425,29 @@ pub fn passed_on(headers: &HeaderMap) -> HeaderMap {
         }
     }
     passed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::BodyError;
+
+    #[test]
+    fn only_what_is_safe_and_here_as_a_whole_is_sent_twice() {
+        let outgoing = |method, body| Outgoing {
+            method,
+            path_and_query: "/".to_owned(),
+            headers: HeaderMap::new(),
+            body,
+            deadline: Instant::now(),
+        };
+        let whole = || Body::from(Bytes::from("tide"));
+        let coming = || {
+            let never = futures::stream::pending::<Result<_, BodyError>>();
+            Body::stream(http_body_util::StreamBody::new(never))
+        };
+        assert!(outgoing(&Method::GET, whole()).again().is_some());
+        assert!(outgoing(&Method::GET, coming()).again().is_none());
+        assert!(outgoing(&Method::POST, whole()).again().is_none());
+    }
 }

@@ -239,7 +239,7 @@ mod tests {
             r#"{"position":41,"version":1,"id":"00000000-0000-0000-0000-000000000001"},"#,
             r#"{"position":42,"version":2,"id":"00000000-0000-0000-0000-000000000002"}]}"#,
         );
-        assert_eq!(first.body, body);
+        assert_eq!(first.body.whole().unwrap(), body);
         let later = written(&aggregate, &appended(7));
         assert_eq!((later.status, later.headers.get(header::LOCATION)), (StatusCode::OK, None));
     }

@@ -10,7 +10,7 @@ use super::{Read, Target, evidence};
 use crate::{
     answer::{Answer, read_of},
     error::Error,
-    problem,
+    pending, problem,
     read_models::{Found, Place, Question, Snapshot},
     status::{Outcome, Said},
 };
@@ -130,10 +130,7 @@ impl Read<'_> {
     /// 202: the caller asked to be told instead of kept waiting. Shows nothing.
     pub(super) fn pending(&self) -> Result<Answer, Error> {
         let lag = self.lag();
-        let mut body = problem::lag_members(&lag, &self.gateway.config.region);
-        body.insert("status".into(), "pending".into());
-        let mut answer = Answer::json(StatusCode::ACCEPTED, &body);
-        problem::retry_after(lag.retry_after_ms(), &mut answer.headers);
+        let answer = pending::answer(self.gateway, self.call, &lag, Some(&self.target.view));
         Ok(answer.saying(self.said(Outcome::Pending, lag.applied, None)))
     }
 }

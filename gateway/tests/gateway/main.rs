@@ -3,13 +3,17 @@
 
 mod bad_input;
 mod ends;
+mod events;
+mod forwarding;
 mod hints;
 mod lists;
 mod once;
 mod policies;
 mod projector;
+mod proxied;
 mod reads;
 mod search;
+mod shop;
 mod tokens;
 mod world;
 mod writes;

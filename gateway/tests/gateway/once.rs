@@ -194,7 +194,7 @@ async fn a_command_that_its_first_request_overtook_is_not_refused_for_it() {
 async fn the_retry_of_a_write_of_unknown_outcome_finds_out() {
     let world = World::start().await;
     let config = world::primary_config(&world.postgres, &world.nats);
-    let hasty = "scheme = \"http\", request_timeout = \"2s\"";
+    let hasty = "scheme = \"http\"\nlisten.request_timeout = \"2s\"";
     let hasty = Gateway::start(&config.replace("scheme = \"http\"", hasty)).await;
     hasty.ready().await;
     let pool = log_database(&world);

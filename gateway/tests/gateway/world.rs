@@ -56,11 +56,17 @@ impl World {
 
     /// `more` is added to the configuration of the region's gateway.
     pub async fn with(more: &str) -> Self {
-        Box::pin(Self::begin(more)).await
+        Self::with_both("", more).await
     }
 
-    async fn begin(more: &str) -> Self {
+    /// The same for the primary's and for the region's.
+    pub async fn with_both(at_primary: &str, in_region: &str) -> Self {
+        Box::pin(Self::begin(at_primary, in_region)).await
+    }
+
+    async fn begin(at_primary: &str, in_region: &str) -> Self {
         let (nats, postgres) = tokio::join!(Server::start_single(), Cluster::shared());
+        let more = (at_primary, in_region);
         Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), None, more)).await
     }
 
@@ -70,18 +76,24 @@ impl World {
         let (nats, postgres, region) =
             tokio::join!(Server::start_single(), Box::pin(cluster()), Box::pin(cluster()));
         let region = Some(region.unwrap());
-        Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), region, more)).await
+        Box::pin(Self::of(nats.unwrap(), postgres.unwrap(), region, ("", more))).await
     }
 
-    async fn of(nats: Server, postgres: Cluster, apart: Option<Cluster>, more: &str) -> Self {
-        let in_region = apart.as_ref().unwrap_or(&postgres);
+    async fn of(
+        nats: Server,
+        postgres: Cluster,
+        apart: Option<Cluster>,
+        (at_primary, in_region): (&str, &str),
+    ) -> Self {
+        let region_postgres = apart;
+        let database = region_postgres.as_ref().unwrap_or(&postgres);
         postgres.create_database("tidemark_log").await.unwrap();
         let primary_projector = Projector::start(PRIMARY, &postgres, &nats).await;
-        let projector = Projector::start(REGION, in_region, &nats).await;
-        let primary = Gateway::start(&primary_config(&postgres, &nats)).await;
-        let region = region_config(in_region, &nats, &primary.base);
-        let region = Gateway::start(&format!("{more}\n{region}")).await;
-        let region_postgres = apart;
+        let projector = Projector::start(REGION, database, &nats).await;
+        let primary = primary_config(&postgres, &nats);
+        let primary = Gateway::start(&format!("{at_primary}\n{primary}")).await;
+        let region = region_config(database, &nats, &primary.base);
+        let region = Gateway::start(&format!("{in_region}\n{region}")).await;
         let world =
             Self { primary, region, primary_projector, projector, nats, postgres, region_postgres };
         world.primary.ready().await;
@@ -302,7 +314,8 @@ fn shared(region: &str, postgres: &Cluster, nats: &Server) -> String {
     format!(
         r#"
         region = "{region}"
-        listen = {{ address = "127.0.0.1:0", scheme = "http" }}
+        listen.address = "127.0.0.1:0"
+        listen.scheme = "http"
         admin.address = "127.0.0.1:0"
         log.id = "00000000-0000-0000-0000-000000000007"
         database.url = "{database}"

@@ -1,0 +1,167 @@
+//! What goes on in headers, and what ends here (RFC 9110, section 7.6).
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header, uri::Authority};
+
+use crate::{
+    config::Scheme,
+    gateway::Gateway,
+    hop,
+    request::{CONSISTENCY_POLICY, Call, REQUEST_ID},
+    token_carrier::CONSISTENCY_TOKEN,
+};
+
+/// How far a service's answer is, as `<epoch>.<position>`: what it read in the snapshot of its rows.
+pub const CONSISTENCY_POSITION: HeaderName = HeaderName::from_static("consistency-position");
+
+/// Of one connection only, whether or not `Connection` names them.
+const HOP_BY_HOP: [HeaderName; 11] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    // It was answered here, by reading the body.
+    header::EXPECT,
+];
+
+/// The headers of a request as the next one gets them: those of its caller, without what was said to us
+/// or to the connection, and with what we say. `Connection` cannot name what we add.
+pub fn outgoing(gateway: &Gateway, call: &Call) -> HeaderMap {
+    let mut headers = end_to_end(&call.headers);
+    for ours in [CONSISTENCY_TOKEN, CONSISTENCY_POLICY, header::HOST] {
+        headers.remove(ours);
+    }
+    gateway.carrier.strip_cookie(&mut headers);
+    let sealed = gateway.carrier.seal(&call.token);
+    let via = format!("{} {}", protocol(call.version), name(gateway));
+    let forwarded = forwarded(call.peer, authority(call).as_deref(), gateway.config.listen.scheme);
+    add(&mut headers, CONSISTENCY_TOKEN, &sealed);
+    add(&mut headers, header::VIA, &via);
+    add(&mut headers, header::FORWARDED, &forwarded);
+    headers.remove(REQUEST_ID);
+    add(&mut headers, REQUEST_ID, &call.id);
+    headers
+}
+
+/// The headers of an answer as the caller gets them. What it says to us is read elsewhere.
+pub fn answered(gateway: &Gateway, headers: &HeaderMap, version: Version) -> HeaderMap {
+    let mut headers = end_to_end(headers);
+    for ours in [CONSISTENCY_TOKEN, CONSISTENCY_POSITION, crate::forward::CONSISTENCY_STATUS] {
+        headers.remove(ours);
+    }
+    add(&mut headers, header::VIA, &format!("{} {}", protocol(version), name(gateway)));
+    headers
+}
+
+/// Whether the request has been here before.
+pub fn came_back(gateway: &Gateway, headers: &HeaderMap) -> bool {
+    let name = name(gateway);
+    let values = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
+    let mut received = values.flat_map(|value| value.split(','));
+    received.any(|by| by.split_whitespace().nth(1) == Some(name.as_str()))
+}
+
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    let named = headers.get_all(header::CONNECTION).iter();
+    let named = named.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    for name in named {
+        // What is no name of a header names none.
+        kept.remove(name.trim());
+    }
+    for name in HOP_BY_HOP {
+        kept.remove(name);
+    }
+    hop::strip(&mut kept);
+    kept
+}
+
+/// The name under which gateways of a region go.
+fn name(gateway: &Gateway) -> String {
+    format!("tidemark-{}", gateway.config.region)
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 | Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2.0",
+        // There is none that we speak and is not listed.
+        _ => "1.1",
+    }
+}
+
+fn authority(call: &Call) -> Option<String> {
+    let host = || call.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    call.authority.as_ref().map(Authority::as_str).or_else(host).map(ToOwned::to_owned)
+}
+
+/// One element of `Forwarded` (RFC 7239).
+fn forwarded(peer: Option<SocketAddr>, host: Option<&str>, scheme: Scheme) -> String {
+    let node = match peer.map(|peer| peer.ip()) {
+        Some(IpAddr::V4(address)) => address.to_string(),
+        Some(IpAddr::V6(address)) => format!("\"[{address}]\""),
+        None => "unknown".to_owned(),
+    };
+    let proto = match scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    };
+    let quotable = |host: &&str| !host.contains(['"', '\\']);
+    let host = host.filter(quotable).map_or_else(String::new, |host| format!(";host=\"{host}\""));
+    format!("for={node}{host};proto={proto}")
+}
+
+fn add(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.append(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_a_connection_ends_with_it_and_so_does_what_it_names() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-Secret"),
+            ("connection", "close"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("tidemark-credential", "hush"),
+            ("accept", "*/*"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let kept = end_to_end(&headers);
+        let mut names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "set-cookie", "set-cookie"]);
+    }
+
+    #[test]
+    fn forwarded_says_who_asked_for_which_host() {
+        let peer = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        assert_eq!(
+            forwarded(peer("10.0.0.7:99"), Some("shop.example:8080"), Scheme::Https),
+            "for=10.0.0.7;host=\"shop.example:8080\";proto=https"
+        );
+        assert_eq!(
+            forwarded(peer("[2001:db8::1]:99"), Some("a\"b"), Scheme::Http),
+            "for=\"[2001:db8::1]\";proto=http"
+        );
+    }
+}

@@ -1,0 +1,317 @@
+//! A read of a service's own data: decide, act, check again, answer. Memory tells whether it is worth
+//! asking the service; what the service says that it read tells whether its answer may leave.
+
+use std::time::Duration;
+
+use consistency::{
+    Budget, Chain, Decision, Demand, Evidence, LogPosition, Place, Refusal, Scope, Verdict, decide,
+    judge,
+};
+use tokio::time::Instant;
+
+use super::{
+    Route,
+    answer::{of_service, position},
+    backend::{Asked, BackendError, Served},
+    forward, headers, unanswered,
+};
+use crate::{
+    answer::Answer,
+    body::Body,
+    currency::{Partitions, Waited, WaitersFull},
+    error::{Error, Lag},
+    forward::Fallback,
+    gateway::{Gateway, Role},
+    pending,
+    request::{Call, PREFERENCE_APPLIED, Wish},
+    status::{Outcome, Said, Timing},
+};
+
+/// Nobody tells when a service's own store moves, so it is asked again: first after this long, then
+/// after twice as long each time.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(200);
+
+/// Answers a read.
+pub async fn answer(gateway: &Gateway, route: &Route, call: &Call) -> Result<Answer, Error> {
+    let wish = call.wish(&route.policy)?;
+    let mut read = Read {
+        gateway,
+        route,
+        call,
+        chain: Chain::new(&wish.policy),
+        wish,
+        demand: Demand::of(&call.token, Scope::Everything),
+        outcome: Outcome::Local,
+        timing: Timing::default(),
+        alone: false,
+        failure: None,
+    };
+    let facts = read.remembered();
+    if facts.verdict == Verdict::Behind {
+        gateway.currency.asked(&route.projection, Partitions::All, read.demand.at());
+    }
+    let mut answer = read.run(facts).await?;
+    if let Some(said) = &answer.said {
+        gateway.instruments.decided(said.outcome);
+    }
+    answer.timing = read.timing;
+    if !read.wish.applied.is_empty() {
+        answer = answer.with_header(PREFERENCE_APPLIED, &read.wish.applied.to_string());
+    }
+    Ok(answer)
+}
+
+/// A read under way.
+struct Read<'a> {
+    gateway: &'a Gateway,
+    route: &'a Route,
+    call: &'a Call,
+    wish: Wish,
+    demand: Demand,
+    chain: Chain,
+    /// What serving from here will have been.
+    outcome: Outcome,
+    timing: Timing,
+    /// The primary could not be asked.
+    alone: bool,
+    /// Why the service did not answer.
+    failure: Option<BackendError>,
+}
+
+/// What is known: a verdict, and the service's answer that it is of. Without one it is memory's.
+struct Facts {
+    verdict: Verdict,
+    served: Option<Served>,
+    /// The service itself was behind, or did not answer: what memory says does not matter now.
+    asked: bool,
+}
+
+impl Read<'_> {
+    async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
+        loop {
+            let budget = self.budget(facts.verdict);
+            match decide(facts.verdict, Scope::Everything, &mut self.chain, &budget) {
+                Decision::Serve => match facts.served.take() {
+                    Some(served) => return self.passed_on(served, facts.verdict),
+                    None => facts = self.ask().await,
+                },
+                Decision::ServeStale => {
+                    if facts.served.is_none() {
+                        facts = self.ask().await;
+                    }
+                    if let Some(served) = facts.served.take() {
+                        return self.passed_on(served, facts.verdict);
+                    }
+                }
+                Decision::Wait { ms } => facts = self.wait(ms, facts.asked).await?,
+                Decision::Forward => match self.forward("forward").await {
+                    Ok(answer) => return Ok(answer),
+                    Err(_) => facts = Facts { served: None, ..facts },
+                },
+                // Only rows of our own are folded.
+                Decision::Fold => {}
+                Decision::Linearize => match self.linearize().await? {
+                    Some(answer) => return Ok(answer),
+                    None => facts = Facts { verdict: Verdict::Behind, served: None, asked: false },
+                },
+                Decision::Pending => return Ok(self.pending()),
+                Decision::Refuse(refusal) => return Err(self.refused(refusal)),
+            }
+        }
+    }
+
+    /// What memory says.
+    fn remembered(&self) -> Facts {
+        let watermark = self.standing();
+        let verdict = self.judged(watermark);
+        Facts { verdict, served: None, asked: false }
+    }
+
+    fn standing(&self) -> Option<LogPosition> {
+        self.gateway.currency.standing(&self.route.projection, Partitions::All).watermark
+    }
+
+    fn judged(&self, watermark: Option<LogPosition>) -> Verdict {
+        let evidence = Evidence { watermark, row_version: None, parked: Vec::new() };
+        judge(&self.demand, Scope::Everything, &evidence)
+    }
+
+    /// Asks the service, and judges its answer by what it says it read. One that does not say is
+    /// judged by memory, and labelled.
+    async fn ask(&mut self) -> Facts {
+        let began = Instant::now();
+        let remembered = self.remembered().verdict;
+        let asked = Asked {
+            method: &self.call.method,
+            path_and_query: &self.call.path_and_query(),
+            headers: headers::outgoing(self.gateway, self.call),
+            body: Body::from(self.call.body.clone()),
+            deadline: self.call.deadline,
+        };
+        let served = self.route.backend.ask(asked).await;
+        self.timing.read += began.elapsed();
+        match served {
+            Ok(served) => {
+                let read = position(&served.headers);
+                let verdict = read.map_or(remembered, |at| self.judged(Some(at)));
+                if verdict == Verdict::Behind && remembered == Verdict::Current {
+                    self.gateway.instruments.second_check_failed();
+                }
+                self.failure = None;
+                Facts { verdict, served: Some(served), asked: read.is_some() }
+            }
+            Err(error) => {
+                tracing::debug!(%error, request_id = self.call.id, "the service did not answer");
+                self.failure = Some(error);
+                Facts { verdict: Verdict::Behind, served: None, asked: true }
+            }
+        }
+    }
+
+    /// Blocks until the region has caught up as far as memory can tell, then asks the service until
+    /// it has caught up too.
+    async fn wait(&mut self, ms: u32, asked: bool) -> Result<Facts, Error> {
+        let began = Instant::now();
+        let until = began + Duration::from_millis(u64::from(ms));
+        let facts = self.waited(until, asked).await?;
+        self.timing.wait += began.elapsed();
+        self.gateway.instruments.waited(began.elapsed(), facts.verdict != Verdict::Behind);
+        if self.outcome == Outcome::Local {
+            self.outcome = Outcome::Waited;
+        }
+        Ok(facts)
+    }
+
+    async fn waited(&mut self, until: Instant, mut asked: bool) -> Result<Facts, Error> {
+        let mut pause = ASK_AGAIN;
+        loop {
+            if asked {
+                let again = Instant::now() + pause;
+                tokio::time::sleep_until(again.min(until)).await;
+                pause = (pause * 2).min(ASK_AGAIN_MAX);
+            } else {
+                let (currency, at) = (&self.gateway.currency, self.demand.at());
+                let waited =
+                    currency.wait(&self.route.projection, Partitions::All, at, until).await;
+                match waited.map_err(|WaitersFull| Error::WaitersFull)? {
+                    Waited::Satisfied => {}
+                    Waited::TimedOut => {
+                        return Ok(Facts { verdict: Verdict::Behind, served: None, asked: false });
+                    }
+                }
+            }
+            let facts = self.ask().await;
+            if facts.verdict != Verdict::Behind || until <= Instant::now() {
+                return Ok(facts);
+            }
+            asked = true;
+        }
+    }
+
+    async fn forward(&mut self, policy: &'static str) -> Result<Answer, Fallback> {
+        let Role::Region(upstream) = &self.gateway.role else { return Err(Fallback::Failed) };
+        let began = Instant::now();
+        let answer = forward::read(self.gateway, upstream, self.route, self.call, policy).await;
+        self.timing.forward += began.elapsed();
+        self.alone |= answer.is_err();
+        answer
+    }
+
+    /// As of the log's head on arrival: here when here is the primary, else there.
+    async fn linearize(&mut self) -> Result<Option<Answer>, Error> {
+        let Role::Primary(store) = &self.gateway.role else {
+            return Ok(self.forward("primary").await.ok());
+        };
+        let Ok(Ok(head)) = tokio::time::timeout_at(self.call.deadline, store.head()).await else {
+            return Ok(None);
+        };
+        self.demand = self.demand.clone().with_position(head.at);
+        self.outcome = Outcome::Primary;
+        let facts = self.wait(self.call.left_ms(), false).await?;
+        let current = facts.verdict != Verdict::Behind;
+        let served = facts.served.filter(|_| current);
+        served.map(|served| self.passed_on(served, facts.verdict)).transpose()
+    }
+
+    /// The service's answer, labelled by what it says of itself.
+    fn passed_on(&self, served: Served, verdict: Verdict) -> Result<Answer, Error> {
+        let at = position(&served.headers);
+        let parked = self.gateway.seen.progress(self.route.projection.as_str()).parked_count;
+        let (outcome, reason) = match (verdict, at) {
+            (Verdict::Behind, _) => (Outcome::Stale, Some("behind")),
+            (Verdict::Parked | Verdict::CurrentButParked, _) => (Outcome::Stale, Some("parked")),
+            (Verdict::Current, None) => (Outcome::Unverified, None),
+            // Its rows may come from the projection, which passes over what is parked.
+            (Verdict::Current, Some(_)) if 0 < parked => (Outcome::Unverified, Some("parked")),
+            (Verdict::Current, Some(_)) => (self.outcome, None),
+        };
+        let answer = of_service(self.gateway, self.route, served)?;
+        Ok(answer.saying(self.said(outcome, at, reason)))
+    }
+
+    fn said(
+        &self,
+        outcome: Outcome,
+        at: Option<LogPosition>,
+        reason: Option<&'static str>,
+    ) -> Said {
+        let ms = u64::try_from(self.call.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Said { outcome, ms, region: self.gateway.config.region.clone(), at, reason }
+    }
+
+    /// 202: the caller asked to be told instead of kept waiting. Shows nothing.
+    fn pending(&self) -> Answer {
+        let lag = self.lag();
+        let answer = pending::answer(self.gateway, self.call, &lag, None);
+        answer.saying(self.said(Outcome::Pending, lag.applied, None))
+    }
+
+    fn budget(&self, verdict: Verdict) -> Budget {
+        let place = match self.gateway.place() {
+            Place::Region if self.alone => Place::RegionAlone,
+            place @ (Place::Region | Place::RegionAlone | Place::Primary) => place,
+        };
+        Budget {
+            left_ms: self.call.left_ms(),
+            wait_ms_max: self.gateway.config.read.wait_max.millis(),
+            place,
+            // Whoever is current does not wait.
+            worth_waiting_ms: (verdict == Verdict::Behind)
+                .then(|| self.worth_waiting_ms())
+                .flatten(),
+        }
+    }
+
+    fn worth_waiting_ms(&self) -> Option<u32> {
+        let Role::Region(upstream) = &self.gateway.role else { return None };
+        let trip_ms = upstream.trip_ms()?;
+        let (currency, projection) = (&self.gateway.currency, &self.route.projection);
+        Some(currency.worth_waiting_ms(projection, Partitions::All, self.demand.at(), trip_ms))
+    }
+
+    fn lag(&self) -> Lag {
+        Lag {
+            demand: Some(self.demand.at()),
+            applied: self.standing(),
+            lag_ms: self.gateway.seen.progress(self.route.projection.as_str()).lag_ms,
+            estimate_ms: self.gateway.currency.catch_up_ms(
+                &self.route.projection,
+                Partitions::All,
+                self.demand.at(),
+            ),
+        }
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Error {
+        match (self.failure.take(), refusal) {
+            (Some(error), _) => unanswered(error),
+            (None, Refusal::ReplicationPending) => Error::ReplicationPending(self.lag()),
+            (None, Refusal::Parked) => Error::Parked(self.lag()),
+            (None, Refusal::PrimaryUnreachable) => Error::PrimaryUnreachable {
+                detail: "the read asked for it, and it did not answer",
+                source: None,
+            },
+        }
+    }
+}

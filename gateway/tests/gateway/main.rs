@@ -4,6 +4,7 @@
 mod bad_input;
 mod ends;
 mod events;
+mod example;
 mod forwarding;
 mod hints;
 mod lists;

@@ -2,12 +2,18 @@
 # nothing is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test loadtest prepare render setup binaries
+.PHONY: help demo up test loadtest bench prepare render setup binaries
 
 # `make demo PROFILE=release` for optimised binaries.
 PROFILE ?= dev
 # `make up FIRST_PORT=8080` for ports that stay the same.
 FIRST_PORT ?=
+# `make bench ONLY=append_http,relay PAIRS=9`; CHECK=yes fails when a goal is missed.
+ONLY ?=
+PAIRS ?= 7
+# Events of the backlog that `project_documents` works off.
+PROJECT_EVENTS ?= 100000
+CHECK ?=
 # Seconds of load.
 DURATION_S ?= 30
 
@@ -33,6 +39,12 @@ test: binaries ## All tests
 
 loadtest: binaries ## A k6 run against three regions while their links lag and break
 	DURATION_S=$(DURATION_S) $(target)/local run $(ports) -- $(tools)/bin/k6 run --quiet loadtest/lag.js
+
+bench: setup ## Speed against baselines in the same run, as a table and target/bench/report.json
+	SQLX_OFFLINE=true cargo build --locked --release --bins \
+		--package gateway --package region-projector --package loadtest
+	target/release/bench --pairs $(PAIRS) --project-events $(PROJECT_EVENTS) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
 
 prepare: setup ## Check the SQL statements against a database and write .sqlx
 	cargo build --locked --package compose --bin local

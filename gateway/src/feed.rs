@@ -292,7 +292,8 @@ fn primary_condition(answered: Option<StatusCode>) -> Condition {
     }
 }
 
-fn learn(gateway: &Gateway, head: Option<LogPosition>, body: &[u8]) {
+/// What an answer of the primary to `/internal/epochs` tells.
+pub fn learn(gateway: &Gateway, head: Option<LogPosition>, body: &[u8]) {
     if let Some(head) = head {
         gateway.currency.saw_head(head);
     }

@@ -41,6 +41,8 @@ pub struct Gateway {
     pub routes: Routes,
     /// Who listens to events.
     pub listeners: Listeners,
+    /// When those who must know were last asked for epochs, held while they are.
+    pub epochs_asked_at: tokio::sync::Mutex<Option<Instant>>,
     history: RwLock<Arc<EpochHistory>>,
     policies: BTreeMap<String, Policy>,
     policy: Policy,
@@ -88,6 +90,7 @@ impl Gateway {
             requests,
             routes,
             listeners,
+            epochs_asked_at: tokio::sync::Mutex::default(),
             history,
             policies,
             policy,

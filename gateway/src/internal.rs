@@ -26,17 +26,16 @@ struct Line<'a> {
     data: &'a str,
 }
 
-/// `GET /internal/log?epoch=&after=&limit=`: one event a line, in position order.
+/// `GET /internal/log?epoch=&after=&limit=`: one event a line, in position order. Of an epoch that is over,
+/// what every later one kept.
 pub async fn log(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
     let store = trusted_store(gateway, call)?;
     let after = Position::new(call.number("after")?.unwrap_or(0));
     let after = after.ok_or_else(|| Error::BadRequest("after is too large".to_owned()))?;
     let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
     let unread = |error| Error::unreachable("its log cannot be read", error);
-    let head = store.head().await.map_err(unread)?;
-    check_epoch(call, head.at.epoch)?;
-    let events = store.read_range(after, limit as u32).await.map_err(unread)?;
-    page(&events)
+    let epoch = epoch_asked(call, store.head().await.map_err(unread)?.at.epoch)?;
+    page(epoch, &store.read_range(after, limit as u32).await.map_err(unread)?)
 }
 
 /// `GET /internal/log/{type}/{id}?epoch=&from_version=&limit=`: events of one aggregate, one a line, in
@@ -55,13 +54,14 @@ pub async fn aggregate(
     let from = from.ok_or_else(|| Error::BadRequest("from_version is too large".to_owned()))?;
     let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
     let unread = |error| Error::unreachable("its log cannot be read", error);
-    check_epoch(call, store.head().await.map_err(unread)?.at.epoch)?;
-    page(&store.read_aggregate(&aggregate, from, limit as u32).await.map_err(unread)?)
+    let epoch = epoch_asked(call, store.head().await.map_err(unread)?.at.epoch)?;
+    page(epoch, &store.read_aggregate(&aggregate, from, limit as u32).await.map_err(unread)?)
 }
 
-fn page(events: &[Event]) -> Result<Answer, Error> {
+/// What a later epoch took over bears its number: it may stand where another event was in this one.
+fn page(epoch: Epoch, events: &[Event]) -> Result<Answer, Error> {
     let mut page = Vec::new();
-    for event in events {
+    for event in events.iter().filter(|event| event.at.epoch <= epoch) {
         if PAGE_BYTES_MAX < page.len() {
             break;
         }
@@ -70,12 +70,11 @@ fn page(events: &[Event]) -> Result<Answer, Error> {
     Ok(Answer::typed(StatusCode::OK, "application/x-ndjson", Bytes::from(page)))
 }
 
-/// Positions of another epoch may name other events.
-fn check_epoch(call: &Call, epoch: Epoch) -> Result<(), Error> {
-    if call.number("epoch")?.is_some_and(|asked| asked != u64::from(epoch.get())) {
-        return Err(Error::BadRequest(format!("the log is in epoch {epoch}")));
-    }
-    Ok(())
+/// The epoch that is asked for, the newest unless said. One that is not known here was opened elsewhere.
+fn epoch_asked(call: &Call, newest: Epoch) -> Result<Epoch, Error> {
+    let Some(asked) = call.number("epoch")? else { return Ok(newest) };
+    let asked = u32::try_from(asked).ok().and_then(Epoch::new).filter(|asked| *asked <= newest);
+    asked.ok_or_else(|| Error::BadRequest(format!("the log is in epoch {newest}")))
 }
 
 /// `GET /internal/epochs`: every epoch after the first, with the last position that it kept.

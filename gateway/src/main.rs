@@ -1,10 +1,13 @@
 //! The gateway of the worked example: orders.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::Parser;
-use gateway::GatewayConfig;
+use clap::{Parser, Subcommand};
+use gateway::{
+    GatewayConfig,
+    operator::{self, EpochCommand},
+};
 use process::{
     config::{EXIT_CODE, load},
     shutdown, telemetry,
@@ -18,6 +21,17 @@ struct Arguments {
     /// GATEWAY__DATABASE__URL.
     #[arg(long, env = "GATEWAY_CONFIG")]
     config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answers requests until it is asked to end. What is done when nothing is said.
+    Serve,
+    /// Looks at the log's epochs, and opens another.
+    #[command(subcommand)]
+    Epoch(EpochCommand),
 }
 
 #[tokio::main]
@@ -31,6 +45,17 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
     };
     telemetry::init_logs(&config.logs)?;
+    match arguments.command {
+        Some(Command::Serve) | None => serve(config).await,
+        Some(Command::Epoch(command)) => {
+            let printed = operator::epoch(&config, &arguments.config, command).await?;
+            std::io::stdout().write_all(printed.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn serve(config: GatewayConfig) -> anyhow::Result<ExitCode> {
     tracing::info!(?config, "configuration");
     let stop = shutdown::on_signal()?;
     let domain = orders::domain().context("the domain is not well formed")?;

@@ -14,8 +14,9 @@ use consistency::{
 use tokio::time::Instant;
 
 use crate::{
-    answer::Answer,
+    answer::{Answer, read_of},
     currency::{Partitions, Waited, WaitersFull},
+    epochs,
     error::{Error, Lag},
     forward::{self, Fallback},
     gateway::{Gateway, Role},
@@ -164,6 +165,11 @@ impl Read<'_> {
         let snapshot = tokio::time::timeout_at(deadline, asked).await;
         self.timing.read += began.elapsed();
         match snapshot {
+            // Newer than what the caller was judged by: nobody has said what of it was kept.
+            Ok(Ok(snapshot)) if self.is_passed_over(&snapshot) => {
+                self.learn_epochs().await;
+                Facts::behind()
+            }
             Ok(Ok(snapshot)) => {
                 if let Some(seen) = evidence::observation(&snapshot, target) {
                     currency.observed(&target.projection, &seen, Instant::now());
@@ -180,6 +186,20 @@ impl Read<'_> {
                 Facts::behind()
             }
             Err(_) => Facts::behind(),
+        }
+    }
+
+    fn is_passed_over(&self, snapshot: &Snapshot) -> bool {
+        let shown = evidence::shown(snapshot).map(read_of);
+        shown.is_some_and(|shown| epochs::is_passed_over(&self.call.token, &shown))
+    }
+
+    /// An epoch is in the database before checkpoints count in it.
+    async fn learn_epochs(&self) {
+        let reading = self.gateway.read_models.epochs();
+        match tokio::time::timeout_at(self.call.deadline, reading).await {
+            Ok(Ok(Some(history))) => self.gateway.learn_history(history),
+            Ok(Ok(None) | Err(_)) | Err(_) => tracing::debug!("epochs not read"),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     aggregates,
     answer::Answer,
     body::Body,
+    epochs,
     error::Error,
     events,
     forward::CONSISTENCY_STATUS,
@@ -104,7 +105,7 @@ impl Service {
         let trusted = hop::authenticate(&mut parts.headers, &gateway.config.regions.credential);
         let bound = gateway.config.listen.request_timeout.get();
         let deadline = request::deadline(&parts.headers, began, bound);
-        let presented = gateway.carrier.open(&parts.headers, &gateway.history());
+        let presented = epochs::open(gateway, &parts.headers, deadline).await;
         let route = self.routes.at(parts.uri.path()).ok().map(|found| *found.value);
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
@@ -124,6 +125,12 @@ impl Service {
         };
         let answer = answered
             .unwrap_or_else(|error| problem::answer(&error, &gateway.config.region, &request_id));
+        let has_acted = is_write && answer.status.is_success();
+        let fits = epochs::fits(gateway, known.as_ref(), answer.shows.clone(), has_acted);
+        let answer = match fits.await {
+            Ok(()) => answer,
+            Err(error) => problem::answer(&error, &gateway.config.region, &request_id),
+        };
         let finishing = Finishing {
             gateway,
             presented: &presented,

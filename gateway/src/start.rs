@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{AuthMode, GatewayConfig},
-    feed,
+    epochs, feed,
     gateway::{Gateway, Role},
     overview,
     proxied::{RouteError, Routes},
@@ -246,6 +246,7 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
         )),
         tokio::spawn(feed::poll(Arc::clone(&gateway), readiness.clone(), link, background.clone())),
         tokio::spawn(feed::heartbeat(Arc::clone(&gateway), readiness.clone(), background.clone())),
+        tokio::spawn(epochs::watch(Arc::clone(&gateway), readiness.clone(), background.clone())),
     ];
     let draining = readiness.clone();
     let (asked, listened) = (stop.clone(), Arc::clone(&gateway));

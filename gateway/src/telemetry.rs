@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_store::RefusalKind;
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Gauge, Histogram, Meter},
@@ -19,6 +20,9 @@ const LAG_EVENTS: &str = "tidemark.projection.lag_events";
 const LAG_SECONDS: &str = "tidemark.projection.lag";
 const PARKED: &str = "tidemark.projection.parked";
 const HEAD_POSITION: &str = "tidemark.log.head_position";
+const LOG_EPOCH: &str = "tidemark.log.epoch";
+/// 1 for the reason that appends are refused for, 0 for every other.
+const LOG_REFUSED: &str = "tidemark.log.refused";
 const RELAY_POSITION: &str = "tidemark.relay.published_position";
 const RELAY_ACTIVE: &str = "tidemark.relay.active";
 const APPENDS: &str = "tidemark.append.commands";
@@ -30,6 +34,7 @@ const STATUS_CODE: &str = "http.response.status_code";
 const DECISION: &str = "decision";
 const OUTCOME: &str = "outcome";
 const PROJECTION: &str = "projection";
+const REASON: &str = "reason";
 
 /// From a tenth of a millisecond to ten seconds.
 const SECONDS: [f64; 16] = [
@@ -50,6 +55,8 @@ pub struct Instruments {
     lag_seconds: Gauge<f64>,
     parked: Gauge<u64>,
     head: Gauge<u64>,
+    log_epoch: Gauge<u64>,
+    log_refused: Gauge<u64>,
     relay_position: Gauge<u64>,
     relay_active: Gauge<u64>,
     appends: Counter<u64>,
@@ -95,6 +102,8 @@ impl Instruments {
             lag_seconds: meter.f64_gauge(LAG_SECONDS).with_unit("s").build(),
             parked: meter.u64_gauge(PARKED).build(),
             head: meter.u64_gauge(HEAD_POSITION).build(),
+            log_epoch: meter.u64_gauge(LOG_EPOCH).build(),
+            log_refused: meter.u64_gauge(LOG_REFUSED).build(),
             relay_position: meter.u64_gauge(RELAY_POSITION).build(),
             relay_active: meter.u64_gauge(RELAY_ACTIVE).build(),
             appends: meter.u64_counter(APPENDS).build(),
@@ -141,6 +150,15 @@ impl Instruments {
         self.lag_events.record(progress.lag_events, &labels);
         self.lag_seconds.record(progress.lag.as_secs_f64(), &labels);
         self.parked.record(progress.parked, &labels);
+    }
+
+    /// The log is in this epoch, and refuses appends for this reason.
+    pub fn log(&self, epoch: u32, refused: Option<RefusalKind>) {
+        self.log_epoch.record(u64::from(epoch), &[]);
+        for kind in RefusalKind::ALL {
+            let labels = [KeyValue::new(REASON, kind.as_str())];
+            self.log_refused.record(u64::from(refused == Some(kind)), &labels);
+        }
     }
 
     /// The relay of this process has published so far, or waits for its turn.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     answer::{Answer, claim_of},
+    epochs,
     error::Error,
     forward,
     gateway::{Gateway, Role},
@@ -111,6 +112,9 @@ async fn commit(
     key: Option<Idempotency>,
 ) -> Result<Answer, Error> {
     let aggregate = append.aggregate.clone();
+    // What the caller wrote before may not be in an epoch that is opened meanwhile.
+    let judged = call.token.epoch();
+    let store = store.judged_in(judged);
     let appending = async {
         match key {
             None => store.append(append).await.map(Once::Appended),
@@ -122,7 +126,15 @@ async fn commit(
     };
     let committed = match tokio::time::timeout_at(call.deadline, appending).await {
         Ok(Ok(Once::Repeated(repeat))) => return once::repeated(gateway, repeat),
-        Ok(Ok(Once::Appended(appended))) => Ok(appended),
+        Ok(Ok(Once::Appended(appended))) if appended.epoch == judged => Ok(appended),
+        // Carried into another epoch before its answer was looked up; a repeat is judged there.
+        Ok(Ok(Once::Appended(_))) => Err(Error::OutcomeUnknown { source: None }),
+        Ok(Err(AppendError::EpochOver)) => {
+            if let Err(error) = epochs::learn(gateway, &store).await {
+                tracing::debug!(%error, "epochs not read");
+            }
+            Err(refused(AppendError::EpochOver))
+        }
         Ok(Err(error)) => Err(refused(error)),
         Err(_) => Err(Error::OutcomeUnknown { source: None }),
     };

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod ends;
+mod epochs;
 mod events;
 mod example;
 mod forwarding;

@@ -161,10 +161,13 @@ impl Currency {
 
     /// A snapshot of the database showed these checkpoints.
     pub fn observed(&self, projection: &Name, seen: &Observation, now: Instant) {
+        let is_heard = 0 < self.changes.receiver_count();
         let (released, moved) = self.with(projection, |board| {
-            let before = board.standing(Partitions::All);
+            // Only worth finding out for somebody who listens.
+            let standing = |board: &Board| is_heard.then(|| board.standing(Partitions::All));
+            let before = standing(board);
             let released = board.observed(seen, now);
-            (released, before != board.standing(Partitions::All))
+            (released, before != standing(board))
         });
         wake(released);
         if moved {

@@ -9,6 +9,7 @@ mod example;
 mod forwarding;
 mod hints;
 mod lists;
+mod matrix;
 mod once;
 mod policies;
 mod projector;

@@ -123,6 +123,9 @@ async fn headers_of_connections_and_of_regions_end_at_the_gateway() {
     let vary: Vec<&str> =
         answer.headers.get_all("vary").iter().map(|it| it.to_str().unwrap()).collect();
     assert_eq!(vary, ["Accept", "Consistency-Token, Cookie, Consistency-Policy, Prefer"]);
+    let head = Reply::of(shops.world.region.request(Method::HEAD, ITEMS)).await;
+    assert_eq!((head.status, head.text.len()), (200, 0));
+    assert_eq!(head.header("content-length"), answer.text.len().to_string());
     // Through the primary, each of both adds itself.
     shops.world.region.post(ITEMS, json!({})).await;
     let via = shops.primary.heard("via");

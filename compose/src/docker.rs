@@ -121,7 +121,7 @@ fn gateway(region: &str, nats: &Config) -> GatewaySettings {
         region: region.into(),
         place,
         listen: format!("0.0.0.0:{GATEWAY_PORT}"),
-        admin: "127.0.0.1:9090".into(),
+        admin: "0.0.0.0:9090".into(),
         database_url: database_url(region, REGION_DATABASE),
         nats: nats_user(nats, &User::Gateway),
         secrets: secrets(),
@@ -133,7 +133,7 @@ fn projector(region: &str, nats: &Config) -> ProjectorSettings {
     ProjectorSettings {
         region: region.into(),
         primary: PRIMARY.into(),
-        admin: "127.0.0.1:9090".into(),
+        admin: "0.0.0.0:9090".into(),
         database_url: database_url(region, REGION_DATABASE),
         nats: nats_user(nats, &User::Projector),
         primary_url: primary_url(region),

@@ -62,6 +62,9 @@ pub struct StreamConfig {
     /// A stalled mirror is nudged this often at most.
     #[serde(default = "nudge_interval_default")]
     pub nudge_interval: Period,
+    /// Bytes that one request to the stream brings at most, unless it is a single message.
+    #[serde(default = "pull_bytes_default")]
+    pub pull_bytes_max: usize,
 }
 
 /// Where the primary serves its log to other regions.
@@ -80,6 +83,9 @@ pub struct PrimaryLogConfig {
     /// How often it is asked for more while the mirror is stalled.
     #[serde(default = "poll_interval_default")]
     pub poll_interval: Period,
+    /// Events that are read from it at most because the stream does not have them, or no more.
+    #[serde(default = "bridge_events_default")]
+    pub bridge_events_max: u64,
 }
 
 /// How events are applied.
@@ -88,6 +94,10 @@ pub struct PrimaryLogConfig {
 pub struct ApplyConfig {
     /// Most events of one transaction.
     pub batch_events_max: usize,
+    /// Bytes of events that are applied in one transaction at most; what arrived last may pass it.
+    pub batch_bytes_max: usize,
+    /// Bytes of events that wait for all partitions of a version together at most.
+    pub queue_bytes_max: u32,
     /// Chunks of events that wait for a partition at most.
     pub queue_chunks_max: usize,
     /// An idle partition stores how far it has read this often at most.
@@ -114,6 +124,8 @@ impl Default for ApplyConfig {
     fn default() -> Self {
         Self {
             batch_events_max: 1000,
+            batch_bytes_max: 16 * 1024 * 1024,
+            queue_bytes_max: 64 * 1024 * 1024,
             queue_chunks_max: 16,
             idle_store_interval: Period::from_secs(1),
             verify_interval: Period::from_secs(1),
@@ -150,6 +162,14 @@ const fn log_deadline_default() -> Period {
 
 const fn poll_interval_default() -> Period {
     Period::from_millis(100)
+}
+
+const fn pull_bytes_default() -> usize {
+    8 * 1024 * 1024
+}
+
+const fn bridge_events_default() -> u64 {
+    10_000_000
 }
 
 const fn page_events_default() -> usize {
@@ -189,6 +209,9 @@ impl Config for ProjectorConfig {
         let positive = [
             ("apply.batch_events_max", self.apply.batch_events_max),
             ("apply.queue_chunks_max", self.apply.queue_chunks_max),
+            ("apply.batch_bytes_max", self.apply.batch_bytes_max),
+            ("apply.queue_bytes_max", self.apply.queue_bytes_max as usize),
+            ("nats.pull_bytes_max", self.nats.pull_bytes_max),
             ("primary_log.page_events_max", self.primary_log.page_events_max),
         ];
         let zero = positive.into_iter().filter(|(_, value)| *value == 0);

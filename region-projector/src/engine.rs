@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use consistency::Epoch;
+use consistency::{Epoch, Position};
 use projection::ProjectionDefinition;
 use sqlx::PgPool;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::dead_letters::{self, DeadLetterError};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::partition::{Left, Partition};
+use crate::reader::pull::Bounds;
 use crate::reader::{Chunk, Ended, Reader};
 use crate::retry::{Backoff, bounded};
 use crate::start::key_of;
@@ -42,8 +43,14 @@ pub struct Shared {
     pub epoch: Epoch,
     /// The primary's log.
     pub log: LogClient,
-    /// Events of one request or page.
+    /// Events of one page.
     pub page_events_max: usize,
+    /// What one request to the stream brings at most.
+    pub pull_bounds: Bounds,
+    /// Events that are read from the log at most because the stream has them no more.
+    pub bridge_events_max: u64,
+    /// Where the stream begins.
+    pub begins: watch::Receiver<Position>,
     /// Whether the mirror is stalled.
     pub stalled: watch::Receiver<bool>,
     /// How often the log is asked for more while it is.
@@ -104,6 +111,7 @@ impl Engine {
         let Shared { config, health, telemetry, .. } = &self.shared;
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
         let mut letters_retried = false;
+        telemetry.begun(&self.key);
         loop {
             let error = match self.begin(&mut letters_retried, &stop).await {
                 Ok(()) => return,
@@ -299,7 +307,12 @@ impl Engine {
             context,
             stream,
             log,
-            batch: shared.page_events_max,
+            page_events_max: shared.page_events_max,
+            pull_bounds: shared.pull_bounds,
+            bridge_events_max: shared.bridge_events_max,
+            queue_bytes_max: config.queue_bytes_max,
+            room: Arc::new(Semaphore::new(config.queue_bytes_max as usize)),
+            begins: shared.begins,
             chain,
             stalled,
             poll_interval: shared.poll_interval,

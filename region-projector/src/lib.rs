@@ -11,6 +11,7 @@
 //!
 //! A binary names its domain and calls [`Projector::start`].
 
+pub mod activity;
 pub mod announce;
 pub mod breaker;
 pub mod chain;

@@ -101,15 +101,18 @@ impl Mirror {
         let active = here.as_ref().and_then(|info| info.mirror.as_ref()?.active);
         Ok(Observation {
             exists: here.is_some(),
+            first: here.as_ref().and_then(|info| Position::new(info.state.first_sequence)),
             mirror: here.and_then(|info| Position::new(info.state.last_sequence)),
             origin: there.ok().flatten().and_then(|info| Position::new(info.state.last_sequence)),
             silent: active,
         })
     }
 
-    /// Makes the server connect the mirror again.
+    /// Makes the server connect the mirror again, by an update that leaves it as it is: its limits
+    /// are the operator's.
     pub async fn nudge(&self) -> Result<(), MirrorError> {
-        let update = timeout(REQUEST_MAX, self.local.update_stream(&self.config));
+        let found = info(&self.local, &self.config.name).await?.ok_or(MirrorError::Absent)?;
+        let update = timeout(REQUEST_MAX, self.local.update_stream(&found.config));
         update.await.map_err(|_| MirrorError::Deadline)?.map_err(MirrorError::Update)?;
         Ok(())
     }
@@ -135,6 +138,8 @@ pub async fn info(context: &Context, stream: &str) -> Result<Option<Info>, Mirro
 pub struct Observation {
     /// Whether there is a mirror at all.
     pub exists: bool,
+    /// The mirror's first position.
+    pub first: Option<Position>,
     /// The mirror's last position.
     pub mirror: Option<Position>,
     /// The origin's last position; `None` when it did not answer.
@@ -184,6 +189,7 @@ mod tests {
     fn seen(mirror: u64, origin: Option<u64>, silent_s: Option<u64>) -> Observation {
         Observation {
             exists: true,
+            first: Position::new(1),
             mirror: Position::new(mirror),
             origin: origin.and_then(Position::new),
             silent: silent_s.map(Duration::from_secs),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use consistency::{AggregateKey, CommittedAt, Event, Position};
 use projection::ProjectionDefinition;
 use sqlx::{PgConnection, PgPool};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
-use crate::reader::Chunk;
+use crate::reader::{Chunk, bytes_of};
 use crate::retry::{Backoff, bounded};
 use crate::status::{self, Status};
 use crate::telemetry::{FetchReason, Outcome, Telemetry};
@@ -77,16 +77,26 @@ pub struct Batch {
     pub through: Mark,
     /// When that one was committed.
     pub committed_at: CommittedAt,
+    /// The place that the events take among what is not applied.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Batch {
-    /// Takes what else has arrived, up to a bound that the last chunk may pass.
-    fn gather(first: Chunk, chunks: &mut mpsc::Receiver<Chunk>, events_max: usize) -> Self {
-        let Chunk { events, through, committed_at } = first;
-        let mut batch = Self { events, through, committed_at };
-        while batch.events.len() < events_max
+    /// Takes what else has arrived, up to bounds that the last chunk may pass.
+    fn gather(first: Chunk, chunks: &mut mpsc::Receiver<Chunk>, config: &ApplyConfig) -> Self {
+        let Chunk { events, through, committed_at, room } = first;
+        let mut bytes: usize = events.iter().map(bytes_of).sum();
+        let mut batch = Self { events, through, committed_at, room };
+        while batch.events.len() < config.batch_events_max
+            && bytes < config.batch_bytes_max
             && let Ok(chunk) = chunks.try_recv()
         {
+            bytes += chunk.events.iter().map(bytes_of).sum::<usize>();
+            match (&mut batch.room, chunk.room) {
+                (Some(held), Some(more)) => held.merge(more),
+                (held @ None, more) => *held = more,
+                (Some(_), None) => {}
+            }
             batch.events.extend(chunk.events);
             batch.through = chunk.through;
             batch.committed_at = chunk.committed_at;
@@ -98,7 +108,8 @@ impl Batch {
     /// lies between.
     fn halved(mut self) -> (Self, Self) {
         let later = self.events.split_off(self.events.len() / 2);
-        let rest = Self { events: later, ..self };
+        let room = self.room.take();
+        let rest = Self { events: later, room, ..self };
         if let Some(last) = self.events.last() {
             (self.through, self.committed_at) = (Mark::of(last), last.committed_at);
         }
@@ -162,8 +173,8 @@ impl Partition {
                 () = running.store_due() => running.store_idle().await,
                 chunk = chunks.recv() => match chunk {
                     Some(chunk) => {
-                        let events_max = running.partition.config.batch_events_max;
-                        let batch = Batch::gather(chunk, &mut chunks, events_max);
+                        let config = &running.partition.config;
+                        let batch = Batch::gather(chunk, &mut chunks, config);
                         running.take(batch, &stop).await
                     }
                     None => break,
@@ -373,7 +384,11 @@ impl Running {
                     health.unwell(Part::Log, &self.name, chain_of(&error));
                     backoff.pause().await;
                 }
-                Err(_) => return None,
+                Err(_) => {
+                    // It is not asked any more, so nobody would say that it answers again.
+                    health.well(Part::Log, &self.name);
+                    return None;
+                }
             }
         }
     }
@@ -439,7 +454,9 @@ impl Running {
         let from = self.watermark;
         self.stored(batch.through, batch.committed_at);
         self.announce(from, &plan.touched).await;
-        let Partition { key, telemetry, health, .. } = &self.partition;
+        let Partition { key, telemetry, health, status, .. } = &self.partition;
+        let ids = batch.events.iter().map(|event| event.aggregate.id());
+        status.applied(key, Instant::now(), ids);
         let (letters, duplicates) = (plan.letters.len(), plan.duplicate_count);
         telemetry.batch(key, began.elapsed().as_secs_f64());
         telemetry.events(key, Outcome::DeadLettered, letters);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use consistency::{CommittedAt, Event, Position};
 use projection::ProjectionDefinition;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Broken, Chain, Link, Mark};
@@ -23,7 +23,7 @@ use crate::log::{LogClient, LogError};
 use crate::retry::Backoff;
 use crate::status::Status;
 use crate::telemetry::{FetchReason, Telemetry};
-use pull::{Pull, PullError, Read};
+use pull::{Bounds, Pull, PullError, Read};
 
 /// A stretch of the log, unbroken from the chunk before it, as one partition sees it.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Chunk {
     pub through: Mark,
     /// When that one was committed.
     pub committed_at: CommittedAt,
+    /// The place that it takes among what is read and not applied; given back when it is dropped.
+    pub room: Option<OwnedSemaphorePermit>,
 }
 
 /// Why reading ended.
@@ -54,6 +56,10 @@ enum Paused {
     Log(#[from] LogError),
     #[error("the log has no events after position {0} that the stream has")]
     Short(Position),
+    #[error(
+        "{missing} events are missing in the stream, more than primary_log.bridge_events_max, {max}"
+    )]
+    TooFar { missing: u64, max: u64 },
     #[error("the chain is broken")]
     Broken(#[from] Broken),
     #[error("nobody listens")]
@@ -74,8 +80,18 @@ pub struct Reader {
     pub stream: String,
     /// The primary's log.
     pub log: LogClient,
-    /// Events of one request or page.
-    pub batch: usize,
+    /// Events of one page.
+    pub page_events_max: usize,
+    /// What one request to the stream brings at most.
+    pub pull_bounds: Bounds,
+    /// Events that are read from the log at most because the stream has them no more.
+    pub bridge_events_max: u64,
+    /// Bytes of events that wait for all partitions together at most.
+    pub queue_bytes_max: u32,
+    /// What is left of those.
+    pub room: Arc<Semaphore>,
+    /// Where the stream begins.
+    pub begins: watch::Receiver<Position>,
     /// What was read so far.
     pub chain: Chain,
     /// Whether the mirror is stalled.
@@ -108,8 +124,12 @@ impl Reader {
                     pull = None;
                     self.follow_log().await
                 }
+                // It has lost what comes next, and says nothing while nothing new happens.
+                begins = begins_after(&mut self.begins, self.chain.end().position) => {
+                    self.fetch(begins.previous(), FetchReason::Retention).await
+                }
                 read = next(&mut pull, &self.context, &self.stream, self.chain.end().position,
-                    self.batch) => match read {
+                    self.pull_bounds) => match read {
                     Ok(reads) => self.join(reads).await,
                     Err(error) => Err(error.into()),
                 },
@@ -121,7 +141,12 @@ impl Reader {
                 Ok(()) => self.recovered(),
                 Err(Paused::Broken(broken)) => return Ended::Broken(broken),
                 Err(Paused::Deaf) => return Ended::Stopped,
-                Err(paused @ (Paused::Stream(_) | Paused::Log(_) | Paused::Short(_))) => {
+                Err(
+                    paused @ (Paused::Stream(_)
+                    | Paused::Log(_)
+                    | Paused::Short(_)
+                    | Paused::TooFar { .. }),
+                ) => {
                     pull = None;
                     if stop.run_until_cancelled(self.pause(&paused)).await.is_none() {
                         return Ended::Stopped;
@@ -143,7 +168,11 @@ impl Reader {
     async fn pause(&mut self, paused: &Paused) {
         let part = match paused {
             Paused::Stream(_) => Part::Stream,
-            Paused::Log(_) | Paused::Short(_) | Paused::Broken(_) | Paused::Deaf => Part::Log,
+            Paused::Log(_)
+            | Paused::Short(_)
+            | Paused::TooFar { .. }
+            | Paused::Broken(_)
+            | Paused::Deaf => Part::Log,
         };
         self.troubled = true;
         self.health.unwell(part, &self.key, chain_of(paused));
@@ -194,10 +223,14 @@ impl Reader {
 
     /// Reads the log from the end of the chain up to `through`, and hands it on page by page.
     async fn fetch(&mut self, through: Position, reason: FetchReason) -> Result<(), Paused> {
+        let (missing, max) = (through.since(self.chain.end().position), self.bridge_events_max);
+        if max < missing {
+            return Err(Paused::TooFar { missing, max });
+        }
         while self.chain.end().position < through {
             let after = self.chain.end().position;
             let missing = usize::try_from(through.since(after)).unwrap_or(usize::MAX);
-            if self.fetch_page(missing.min(self.batch), reason).await? == 0 {
+            if self.fetch_page(missing.min(self.page_events_max), reason).await? == 0 {
                 return Err(Paused::Short(after));
             }
         }
@@ -206,7 +239,7 @@ impl Reader {
 
     /// Hands on what the log has beyond the end of the chain, or waits a little when that is nothing.
     async fn follow_log(&mut self) -> Result<(), Paused> {
-        if self.fetch_page(self.batch, FetchReason::Stalled).await? == 0 {
+        if self.fetch_page(self.page_events_max, FetchReason::Stalled).await? == 0 {
             tokio::time::sleep(self.poll_interval).await;
         }
         Ok(())
@@ -233,6 +266,7 @@ impl Reader {
     }
 
     fn add(&self, stretch: &mut Stretch, event: Event) {
+        stretch.began.get_or_insert(event.committed_at);
         stretch.through = Some((Mark::of(&event), event.committed_at));
         let partition = self.definition.partition_of(&event.aggregate);
         if let Some(partition) = partition.filter(|own| self.partitions.contains_key(own)) {
@@ -245,9 +279,12 @@ impl Reader {
     async fn dispatch(&mut self, stretch: &mut Stretch) -> Result<(), Paused> {
         let Some((through, committed_at)) = stretch.through.take() else { return Ok(()) };
         self.status.raise_head(self.chain.epoch(), through.position);
+        let began = stretch.began.take().unwrap_or(committed_at);
+        self.status.read(&self.key, began, through.position);
         for (partition, sender) in &self.partitions {
             let events = stretch.events.remove(partition).unwrap_or_default();
-            let chunk = Chunk { events, through, committed_at };
+            let room = room_for(&self.room, &events, self.queue_bytes_max).await;
+            let chunk = Chunk { events, through, committed_at, room };
             sender.send(chunk).await.map_err(|_| Paused::Deaf)?;
         }
         Ok(())
@@ -258,7 +295,39 @@ impl Reader {
 #[derive(Default)]
 struct Stretch {
     events: BTreeMap<u16, Vec<Event>>,
+    /// When the first of them was committed.
+    began: Option<CommittedAt>,
     through: Option<(Mark, CommittedAt)>,
+}
+
+/// Takes the place of these events, which wait until there is some. What is larger than all the place
+/// there is waits until it has it for itself.
+async fn room_for(
+    room: &Arc<Semaphore>,
+    events: &[Event],
+    bytes_max: u32,
+) -> Option<OwnedSemaphorePermit> {
+    let bytes: usize = events.iter().map(bytes_of).sum();
+    if bytes == 0 {
+        return None;
+    }
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(bytes_max);
+    Some(Arc::clone(room).acquire_many_owned(bytes).await.expect("it is never closed"))
+}
+
+/// What an event takes of memory, nearly.
+pub fn bytes_of(event: &Event) -> usize {
+    std::mem::size_of::<Event>() + event.aggregate.id().len() + event.data.len()
+}
+
+/// Waits until the stream begins after the event that comes next.
+async fn begins_after(begins: &mut watch::Receiver<Position>, end: Position) -> Position {
+    let found = begins.wait_for(|begins| end.next() < *begins).await.map(|begins| *begins);
+    match found {
+        Ok(begins) => begins,
+        // The watch is gone with the service.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn next(
@@ -266,11 +335,11 @@ async fn next(
     context: &Context,
     stream: &str,
     after: Position,
-    batch: usize,
+    bounds: Bounds,
 ) -> Result<Vec<Read>, PullError> {
     let pull = match pull {
         Some(pull) => pull,
-        None => pull.insert(Pull::open(context, stream, after, batch).await?),
+        None => pull.insert(Pull::open(context, stream, after, bounds).await?),
     };
     pull.next().await
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use consistency::{Epoch, stream_name};
+use consistency::{Epoch, Position, stream_name};
 use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
 use process::telemetry::Metrics;
@@ -25,6 +25,7 @@ use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::mirror::Mirror;
 use crate::mirror::watch::{Kept, StreamWatch};
+use crate::reader::pull::Bounds;
 use crate::retry::Backoff;
 use crate::start::{self, StartError};
 use crate::status::{self, Status};
@@ -131,9 +132,10 @@ impl Work {
         let epoch = epoch?;
         self.await_connection(&stop).await;
         let (stalled, stalled_seen) = watch::channel(false);
-        let shared = self.shared(epoch, stalled_seen);
+        let (begins, begins_seen) = watch::channel(Position::ZERO);
+        let shared = self.shared(epoch, stalled_seen, begins_seen);
         let mut tasks = JoinSet::new();
-        tasks.spawn(self.stream_watch(epoch, stalled).run(stop.clone()));
+        tasks.spawn(self.stream_watch(epoch, stalled, begins).run(stop.clone()));
         tasks.spawn(self.copy_epochs(stop.clone()));
         for definition in self.domain.projections() {
             let engine = Engine::new(definition.clone(), shared.clone());
@@ -189,7 +191,13 @@ impl Work {
         LogClient::new(log.url.expose(), log.credential.clone(), log.deadline.get())
     }
 
-    fn shared(&self, epoch: Epoch, stalled: watch::Receiver<bool>) -> Shared {
+    fn shared(
+        &self,
+        epoch: Epoch,
+        stalled: watch::Receiver<bool>,
+        begins: watch::Receiver<Position>,
+    ) -> Shared {
+        let batch = self.config.primary_log.page_events_max;
         let client = self.nats.client.clone();
         Shared {
             pool: self.pool.clone(),
@@ -198,6 +206,9 @@ impl Work {
             epoch,
             log: self.log(),
             page_events_max: self.config.primary_log.page_events_max,
+            pull_bounds: Bounds { batch, bytes_max: self.config.nats.pull_bytes_max },
+            bridge_events_max: self.config.primary_log.bridge_events_max,
+            begins,
             stalled,
             poll_interval: self.config.primary_log.poll_interval.get(),
             announcer: Announcer::new(&self.config, client, self.status.clone()),
@@ -208,7 +219,12 @@ impl Work {
         }
     }
 
-    fn stream_watch(&self, epoch: Epoch, stalled: watch::Sender<bool>) -> StreamWatch {
+    fn stream_watch(
+        &self,
+        epoch: Epoch,
+        stalled: watch::Sender<bool>,
+        begins: watch::Sender<Position>,
+    ) -> StreamWatch {
         let client = &self.nats.client;
         let stream = stream_name(epoch);
         let kept = if self.config.is_primary() {
@@ -223,6 +239,7 @@ impl Work {
             silence_max: self.config.nats.mirror_silence_max.get(),
             nudge_interval: self.config.nats.nudge_interval.get(),
             stalled,
+            begins,
             status: self.status.clone(),
             health: self.health.clone(),
             telemetry: Arc::clone(&self.telemetry),

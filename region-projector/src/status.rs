@@ -1,13 +1,22 @@
 //! What every partition has reached, for `/status`, for metrics, and for the check that the database
 //! did not go back.
 
-use std::collections::BTreeMap;
+mod stream;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use consistency::{CommittedAt, Epoch, Position};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use crate::activity::Activity;
 use crate::checkpoint::{Held, VersionKey};
+
+/// Stretches of the log that are remembered at most while they are not applied.
+const STRETCH_COUNT_MAX: usize = 1024;
+/// Aggregates that `/status` names for each version, those with the most events of the last minute.
+const HOT_KEY_COUNT: usize = 5;
 
 /// What one partition has reached.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +37,18 @@ pub struct Reached {
 struct Inner {
     heads: BTreeMap<Epoch, Position>,
     versions: BTreeMap<(String, u32), BTreeMap<u16, Reached>>,
+    /// What each version has read, in order, and may not have applied.
+    stretches: BTreeMap<(String, u32), VecDeque<Stretch>>,
+    activities: BTreeMap<(String, u32), Activity>,
+    stream: Option<stream::Seen>,
+}
+
+/// Events that were read together.
+#[derive(Debug)]
+struct Stretch {
+    through: Position,
+    /// When the first of them was committed.
+    committed_at: CommittedAt,
 }
 
 /// Cheap to clone, shared by all clones.
@@ -47,8 +68,22 @@ pub struct Lag {
     pub reached: Reached,
     /// Positions between its watermark and the known head.
     pub positions: u64,
-    /// Seconds that its newest missing event has been waiting, at most; zero when nothing is missing.
+    /// Seconds since its oldest missing event was committed, or a little more; zero when nothing is
+    /// missing.
     pub seconds: f64,
+}
+
+/// What a version has applied in the last minute.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// The projection.
+    pub projection: String,
+    /// Its version.
+    pub version: u32,
+    /// Events in a second.
+    pub rate: f64,
+    /// Events of the aggregate that had the most.
+    pub hot_key_events: u64,
 }
 
 impl Status {
@@ -93,6 +128,49 @@ impl Status {
         partitions.insert(held.partition, reached);
     }
 
+    /// Events up to a position were read, the first of them committed at this time.
+    pub fn read(&self, key: &VersionKey, committed_at: CommittedAt, through: Position) {
+        let mut inner = self.lock();
+        let name = (key.projection.to_string(), key.version);
+        let partitions = inner.versions.get(&name);
+        let applied = partitions.and_then(|all| all.values().map(|one| one.watermark).min());
+        let stretches = inner.stretches.entry(name).or_default();
+        while stretches.front().is_some_and(|oldest| Some(oldest.through) <= applied) {
+            stretches.pop_front();
+        }
+        let is_full = stretches.len() == STRETCH_COUNT_MAX;
+        match stretches.back_mut() {
+            // One that is too long says more than the truth, and never less.
+            Some(newest) if is_full => newest.through = through,
+            Some(_) | None => stretches.push_back(Stretch { through, committed_at }),
+        }
+    }
+
+    /// Events of these aggregates were applied, each as often as it is named.
+    pub fn applied<'i>(
+        &self,
+        key: &VersionKey,
+        now: Instant,
+        ids: impl IntoIterator<Item = &'i str>,
+    ) {
+        let name = (key.projection.to_string(), key.version);
+        self.lock().activities.entry(name).or_default().note(now, ids);
+    }
+
+    /// What each version has applied in the last minute.
+    pub fn paces(&self, now: Instant) -> Vec<Pace> {
+        let mut inner = self.lock();
+        let names: Vec<(String, u32)> = inner.versions.keys().cloned().collect();
+        let paces = names.into_iter().map(|name| {
+            let activity = inner.activities.entry(name.clone()).or_default();
+            let hottest = activity.hot_keys(now, 1);
+            let hot_key_events = hottest.first().map_or(0, |key| key.event_count);
+            let (rate, (projection, version)) = (activity.rate(now), name);
+            Pace { projection, version, rate, hot_key_events }
+        });
+        paces.collect()
+    }
+
     /// So many aggregates of a partition are parked.
     pub fn set_parked(&self, key: &VersionKey, partition: u16, count: u64) {
         let mut inner = self.lock();
@@ -118,7 +196,9 @@ impl Status {
         each.map(|(projection, version, reached)| {
             let head = inner.heads.get(&reached.held.epoch).copied().unwrap_or_default();
             let positions = head.since(reached.watermark);
-            let seconds = if positions == 0 { 0.0 } else { seconds_behind(&reached, now) };
+            let stretches = inner.stretches.get(&(projection.clone(), version));
+            let seconds =
+                if positions == 0 { 0.0 } else { seconds_behind(&reached, stretches, now) };
             Lag { projection: projection.clone(), version, reached, positions, seconds }
         })
         .collect()
@@ -143,19 +223,46 @@ impl Status {
         let projections: Vec<Value> = projections
             .into_iter()
             .map(|((projection, version), partitions)| {
-                json!({ "projection": projection, "version": version, "partitions": partitions })
+                let (rate, hot_keys) = self.busiest(&(projection.clone(), version));
+                json!({ "projection": projection, "version": version, "rate": rate,
+                    "hot_keys": hot_keys, "partitions": partitions })
             })
             .collect();
         let heads = self.lock().heads.clone();
         let head = heads.last_key_value().map(|(epoch, position)| json!([epoch, position]));
-        json!({ "region": region, "head": head, "projections": projections })
+        let stream = self.stream(now);
+        json!({ "region": region, "head": head, "stream": stream, "projections": projections })
     }
 }
 
-/// Both bounds are above the truth: what is missing was committed after the event at the watermark,
-/// and after the moment when nothing was missing.
-fn seconds_behind(reached: &Reached, now: CommittedAt) -> f64 {
-    let since = reached.committed_at.max(reached.level_at);
+impl Status {
+    /// Events in a second of the last minute, and the aggregates with most of them.
+    fn busiest(&self, name: &(String, u32)) -> (f64, Vec<Value>) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let Some(activity) = inner.activities.get_mut(name) else { return (0.0, Vec::new()) };
+        let keys = activity.hot_keys(now, HOT_KEY_COUNT).into_iter().map(
+            |key| json!({ "aggregate_id": key.aggregate_id, "events_last_minute": key.event_count }),
+        );
+        (activity.rate(now), keys.collect())
+    }
+}
+
+/// When the oldest missing event was committed, where it was read. Otherwise two bounds above the
+/// truth: what is missing was committed after the event at the watermark, and after the moment when
+/// nothing was missing.
+fn seconds_behind(
+    reached: &Reached,
+    stretches: Option<&VecDeque<Stretch>>,
+    now: CommittedAt,
+) -> f64 {
+    let mut read = stretches.into_iter().flatten();
+    let oldest = read.find(|stretch| reached.watermark < stretch.through);
+    let since = match oldest {
+        // A stretch that is applied in part began earlier than what is missing of it.
+        Some(stretch) => reached.committed_at.max(Some(stretch.committed_at)),
+        None => reached.committed_at.max(reached.level_at),
+    };
     let micros = since.map_or(0, |since| now.unix_micros() - since.unix_micros());
     micros.max(0) as f64 / 1e6
 }
@@ -192,5 +299,28 @@ mod tests {
         assert_eq!((lag.positions, lag.seconds), (2, 3.0));
         status.reach(&key, held, position(6), Some(at(1002)), at(1004));
         assert_eq!(status.lags(at(1004))[0].seconds, 2.0);
+    }
+
+    #[test]
+    fn lag_counts_from_the_oldest_event_that_was_read_and_is_not_applied() {
+        let key = VersionKey { projection: Name::new("orders").unwrap(), version: 1 };
+        let position = |value| Position::new(value).unwrap();
+        let mark = Mark { position: position(5), id: EventId::NIL };
+        let held = |partition| Held { partition, epoch: Epoch::FIRST, mark, fence: 1 };
+        let status = Status::default();
+        status.raise_head(Epoch::FIRST, position(9));
+        for partition in [0, 1] {
+            status.reach(&key, held(partition), position(5), Some(at(100)), at(1000));
+        }
+        status.read(&key, at(400), position(7));
+        status.read(&key, at(900), position(9));
+        let seconds = |status: &Status| {
+            status.lags(at(1000)).iter().map(|lag| lag.seconds).collect::<Vec<_>>()
+        };
+        assert_eq!(seconds(&status), [600.0, 600.0]);
+        status.reach(&key, held(0), position(7), Some(at(450)), at(1000));
+        assert_eq!(seconds(&status), [100.0, 600.0]);
+        status.reach(&key, held(1), position(9), Some(at(950)), at(1000));
+        assert_eq!(seconds(&status), [100.0, 0.0]);
     }
 }

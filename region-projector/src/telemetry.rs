@@ -2,6 +2,7 @@
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+use tokio::time::Instant;
 
 use crate::checkpoint::VersionKey;
 use crate::status::{self, Status};
@@ -30,8 +31,21 @@ const CHECKPOINT: &str = "tidemark.projection.checkpoint";
 const WATERMARK: &str = "tidemark.projection.watermark";
 /// Positions that a partition is behind.
 const LAG_POSITIONS: &str = "tidemark.projection.lag.positions";
-/// Seconds that a partition is behind, at most.
+/// Seconds since the oldest event that a partition is missing was committed.
 const LAG_SECONDS: &str = "tidemark.projection.lag";
+/// Aggregates of a partition that are parked now.
+const PARKED_AGGREGATES: &str = "tidemark.projection.parked_aggregates";
+/// Events that a version applies in a second, over the last minute.
+const RATE: &str = "tidemark.projection.rate";
+/// Events of the last minute of the aggregate that had the most; `/status` names it.
+const HOT_KEY_EVENTS: &str = "tidemark.projection.hot_key.events";
+/// The first position that the region's stream has.
+const STREAM_FIRST: &str = "tidemark.stream.first_position";
+/// Events that the stream holds before the first that a partition may need again; negative when what
+/// it needs is gone.
+const STREAM_MARGIN: &str = "tidemark.stream.margin.positions";
+/// Seconds since the mirror has heard of its origin.
+const MIRROR_SILENCE: &str = "tidemark.mirror.silence";
 
 const LABEL_PROJECTION: &str = "projection";
 const LABEL_VERSION: &str = "version";
@@ -55,6 +69,9 @@ pub enum FetchReason {
 }
 
 impl FetchReason {
+    const ALL: [Self; 5] =
+        [Self::Hole, Self::Unreadable, Self::Stalled, Self::Retention, Self::Gap];
+
     fn label(self) -> &'static str {
         match self {
             Self::Hole => "hole",
@@ -105,7 +122,7 @@ impl Telemetry {
     pub fn new(metrics: &process::telemetry::Metrics, status: &Status) -> Self {
         let meter = metrics.meter(METER);
         observe(&meter, status);
-        Self {
+        let telemetry = Self {
             events: meter.u64_counter(EVENTS).build(),
             batch_duration: meter.f64_histogram(BATCH_DURATION).with_unit("s").build(),
             retries: meter.u64_counter(RETRIES).build(),
@@ -114,7 +131,18 @@ impl Telemetry {
             fetched: meter.u64_counter(FETCHED).build(),
             nudges: meter.u64_counter(NUDGES).build(),
             restarts: meter.u64_counter(RESTARTS).build(),
+        };
+        // A counter that is not there yet cannot be seen to rise for the first time.
+        telemetry.nudges.add(0, &[]);
+        for reason in FetchReason::ALL {
+            telemetry.fetched(reason, 0);
         }
+        telemetry
+    }
+
+    /// A version begins.
+    pub fn begun(&self, key: &VersionKey) {
+        self.restarts.add(0, &of_version(key));
     }
 
     /// Something became of `count` events.
@@ -182,11 +210,18 @@ fn of_partition(lag: &status::Lag) -> [KeyValue; 3] {
 }
 
 fn observe(meter: &Meter, status: &Status) {
+    observe_partitions(meter, status);
+    observe_paces(meter, status);
+    observe_stream(meter, status);
+}
+
+fn observe_partitions(meter: &Meter, status: &Status) {
     type Measure = fn(&status::Lag) -> u64;
-    let gauges: [(&'static str, Measure); 3] = [
+    let gauges: [(&'static str, Measure); 4] = [
         (CHECKPOINT, |lag| lag.reached.held.mark.position.get()),
         (WATERMARK, |lag| lag.reached.watermark.get()),
         (LAG_POSITIONS, |lag| lag.positions),
+        (PARKED_AGGREGATES, |lag| lag.reached.parked_count),
     ];
     for (name, value) in gauges {
         let status = status.clone();
@@ -205,4 +240,53 @@ fn observe(meter: &Meter, status: &Status) {
         }
     });
     seconds.build();
+}
+
+fn observe_paces(meter: &Meter, status: &Status) {
+    let shown = status.clone();
+    let rate = meter.f64_observable_gauge(RATE).with_callback(move |observer| {
+        for pace in shown.paces(Instant::now()) {
+            observer.observe(pace.rate, &of_pace(&pace));
+        }
+    });
+    rate.build();
+    let shown = status.clone();
+    let hottest = meter.u64_observable_gauge(HOT_KEY_EVENTS).with_callback(move |observer| {
+        for pace in shown.paces(Instant::now()) {
+            observer.observe(pace.hot_key_events, &of_pace(&pace));
+        }
+    });
+    hottest.build();
+}
+
+fn of_pace(pace: &status::Pace) -> [KeyValue; 2] {
+    [
+        KeyValue::new(LABEL_PROJECTION, pace.projection.clone()),
+        KeyValue::new(LABEL_VERSION, i64::from(pace.version)),
+    ]
+}
+
+fn observe_stream(meter: &Meter, status: &Status) {
+    let shown = status.clone();
+    let first = meter.u64_observable_gauge(STREAM_FIRST).with_callback(move |observer| {
+        if let Some(first) = shown.stream_first() {
+            observer.observe(first.get(), &[]);
+        }
+    });
+    first.build();
+    let shown = status.clone();
+    let margin = meter.i64_observable_gauge(STREAM_MARGIN).with_callback(move |observer| {
+        if let Some(margin) = shown.margin() {
+            observer.observe(margin, &[]);
+        }
+    });
+    margin.build();
+    let shown = status.clone();
+    let silence = meter.f64_observable_gauge(MIRROR_SILENCE).with_unit("s");
+    let silence = silence.with_callback(move |observer| {
+        if let Some(seconds) = shown.silence_seconds(status::now()) {
+            observer.observe(seconds, &[]);
+        }
+    });
+    silence.build();
 }

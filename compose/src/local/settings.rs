@@ -104,7 +104,7 @@ impl Display for GatewaySettings {
             writeln!(f, "{}", self.extra.trim_end())?;
         }
         writeln!(f, "\n[listen]\naddress = \"{}\"\nscheme = \"http\"", self.listen)?;
-        writeln!(f, "\n[admin]\naddress = \"{}\"", self.admin)?;
+        write_admin(&self.admin, &self.secrets.credential, f)?;
         writeln!(f, "\n[auth]\nmode = \"none\"")?;
         writeln!(f, "\n[log]\nid = \"{log_id}\"")?;
         writeln!(f, "\n[token]\nsigning_key = 1\nkeys = [{{ id = 1, secret = \"{token_key}\" }}]")?;
@@ -130,12 +130,21 @@ impl Display for GatewaySettings {
 impl Display for ProjectorSettings {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "region = \"{}\"\nprimary_region = \"{}\"", self.region, self.primary)?;
-        writeln!(f, "\n[admin]\naddress = \"{}\"", self.admin)?;
+        write_admin(&self.admin, &self.secrets.credential, f)?;
         writeln!(f, "\n[log]\nid = \"{}\"", self.secrets.log_id)?;
         writeln!(f, "\n[database]\nurl = \"{}\"", self.database_url)?;
         write_nats(&self.nats, f)?;
         writeln!(f, "\n[primary_log]\nurl = \"{}\"", self.primary_url)?;
         writeln!(f, "credential = \"{}\"", self.secrets.credential)
+    }
+}
+
+/// A listener that others can reach wants a credential of them.
+fn write_admin(address: &str, credential: &str, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\n[admin]\naddress = \"{address}\"")?;
+    match address.starts_with("127.") {
+        true => Ok(()),
+        false => writeln!(f, "credential = \"{credential}\""),
     }
 }
 

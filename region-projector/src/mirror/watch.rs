@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Care, Mirror, MirrorError, Observation, care, info};
 use crate::health::{Health, Part, chain_of};
-use crate::status::Status;
+use crate::status::{self, Status};
 use crate::telemetry::Telemetry;
 
 const WHO: &str = "stream watch";
@@ -43,6 +43,8 @@ pub struct StreamWatch {
     pub nudge_interval: Duration,
     /// Says whether the mirror is stalled.
     pub stalled: watch::Sender<bool>,
+    /// Says where the stream begins.
+    pub begins: watch::Sender<Position>,
     /// Where the log's head is kept.
     pub status: Status,
     /// Where what is wrong goes.
@@ -86,6 +88,7 @@ impl StreamWatch {
                 let info = info(context, stream).await?.ok_or(MirrorError::Absent)?;
                 let head = Position::new(info.state.last_sequence).unwrap_or_default();
                 self.status.raise_head(self.epoch, head);
+                self.begins_at(Position::new(info.state.first_sequence), false, None);
                 Ok(())
             }
             Kept::Mirror(mirror) => {
@@ -93,11 +96,18 @@ impl StreamWatch {
                 for head in [now.mirror, now.origin].into_iter().flatten() {
                     self.status.raise_head(self.epoch, head);
                 }
+                self.begins_at(now.first, true, now.silent);
                 let care = care(before.as_ref(), &now, self.silence_max);
                 *before = Some(now);
                 self.take_care(mirror, care, nudged_at).await
             }
         }
+    }
+
+    fn begins_at(&self, first: Option<Position>, is_mirror: bool, silent: Option<Duration>) {
+        let first = first.unwrap_or_default();
+        self.status.see_stream(first, is_mirror, silent, status::now());
+        self.begins.send_if_modified(|held| std::mem::replace(held, first) != first);
     }
 
     async fn take_care(

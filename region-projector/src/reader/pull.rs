@@ -22,6 +22,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// The server forgets a consumer that nobody asks for this long.
 const INACTIVE_MAX: Duration = Duration::from_secs(30);
+/// Messages that an ended request still lacked.
+const PENDING_HEADER: &str = "Nats-Pending-Messages";
 /// The deadline of a request to the server's API.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
 
@@ -79,19 +81,32 @@ pub struct Pull {
     consumer: Consumer<Config>,
     inbox: Subject,
     messages: Subscriber,
-    batch: usize,
+    bounds: Bounds,
     /// Messages asked for and not yet received.
     wanted: usize,
+    /// Whether anything has come since the last request.
+    met: bool,
+    /// The next message is larger than a request may bring.
+    is_large: bool,
     head: Position,
 }
 
+/// What one request brings at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Messages.
+    pub batch: usize,
+    /// Their bytes together, unless it is a single message.
+    pub bytes_max: usize,
+}
+
 impl Pull {
-    /// Reads on after `after`, `batch` messages at a request.
+    /// Reads on after `after`.
     pub async fn open(
         context: &Context,
         stream: &str,
         after: Position,
-        batch: usize,
+        bounds: Bounds,
     ) -> Result<Self, PullError> {
         let config = Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after.next().get() },
@@ -107,7 +122,9 @@ impl Pull {
         let inbox = Subject::from(client.new_inbox());
         let messages = client.subscribe(inbox.clone()).await?;
         let context = context.clone();
-        Ok(Self { context, consumer, inbox, messages, batch, wanted: 0, head: after })
+        let (wanted, met, is_large) = (0, true, false);
+        let head = after;
+        Ok(Self { context, consumer, inbox, messages, bounds, wanted, met, is_large, head })
     }
 
     /// The last position of the stream, as far as the server has said.
@@ -116,36 +133,37 @@ impl Pull {
     }
 
     /// Waits until something has arrived, and takes what has, at most one batch, in stream order.
-    /// Cancelling loses nothing.
+    /// Nothing when the server has only said that it is there. Cancelling loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Read>, PullError> {
-        let mut arrived = Vec::new();
-        while arrived.is_empty() {
-            self.ask().await?;
-            let waited = timeout(SILENCE_MAX, self.messages.next()).await;
-            let message = waited.map_err(|_| PullError::Silent)?.ok_or(PullError::Closed)?;
+        self.ask().await?;
+        let waited = timeout(SILENCE_MAX, self.messages.next()).await;
+        let message = waited.map_err(|_| PullError::Silent)?.ok_or(PullError::Closed)?;
+        let mut arrived: Vec<Read> = self.take(message)?.into_iter().collect();
+        while arrived.len() < self.bounds.batch
+            && let Some(Some(message)) = self.messages.next().now_or_never()
+        {
             arrived.extend(self.take(message)?);
-            while arrived.len() < self.batch
-                && let Some(Some(message)) = self.messages.next().now_or_never()
-            {
-                arrived.extend(self.take(message)?);
-            }
         }
         Ok(arrived)
     }
 
     /// Asks again when half of what was asked for has come, so that the server never waits for us.
     async fn ask(&mut self) -> Result<(), PullError> {
-        if self.wanted > self.batch / 2 {
+        if self.wanted > self.bounds.batch / 2 {
             return Ok(());
         }
+        let Bounds { batch, bytes_max } = self.bounds;
+        let (batch, max_bytes) = if self.is_large { (1, 0) } else { (batch, bytes_max) };
         let request = BatchConfig {
-            batch: self.batch,
+            batch,
+            max_bytes,
             expires: Some(EXPIRES),
             idle_heartbeat: HEARTBEAT,
             ..BatchConfig::default()
         };
         self.consumer.request_batch(request, self.inbox.clone()).await?;
-        self.wanted += self.batch;
+        self.wanted += batch;
+        (self.met, self.is_large) = (false, false);
         Ok(())
     }
 
@@ -153,13 +171,17 @@ impl Pull {
         match message.status {
             None | Some(StatusCode::OK) => {
                 self.wanted = self.wanted.saturating_sub(1);
+                self.met = true;
                 self.read(message).map(Some)
             }
             Some(StatusCode::IDLE_HEARTBEAT) => Ok(None),
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
-                // What the request still lacked does not come any more.
-                let unmet = pending_of(&message).unwrap_or(self.batch);
-                self.wanted = self.wanted.saturating_sub(unmet);
+                self.wanted = self.wanted.saturating_sub(self.unmet(&message));
+                Ok(None)
+            }
+            Some(StatusCode::REQUEST_TERMINATED) if is_full(&message) => {
+                self.wanted = self.wanted.saturating_sub(self.unmet(&message));
+                self.is_large = !self.met;
                 Ok(None)
             }
             Some(status) => {
@@ -167,6 +189,13 @@ impl Pull {
                 Err(PullError::Ended { status, description })
             }
         }
+    }
+
+    /// What the request still lacked, and does not come any more.
+    fn unmet(&self, message: &Message) -> usize {
+        let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING_HEADER));
+        let pending = pending.and_then(|pending| pending.as_str().parse().ok());
+        pending.unwrap_or(self.bounds.batch)
     }
 
     fn read(&mut self, message: Message) -> Result<Read, PullError> {
@@ -185,6 +214,7 @@ impl Pull {
     }
 }
 
-fn pending_of(message: &Message) -> Option<usize> {
-    message.headers.as_ref()?.get("Nats-Pending-Messages")?.as_str().parse().ok()
+/// Whether the next message would bring more bytes than were asked for.
+fn is_full(message: &Message) -> bool {
+    message.description.as_deref().is_some_and(|said| said.contains("Exceeds MaxBytes"))
 }

@@ -127,6 +127,22 @@ async fn a_killed_nats_server_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_quiet_projector_is_well_again_after_an_outage_without_a_new_event() {
+    let mut world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("a", 1).await).await;
+    let stream = || projector.readiness().report(None).conditions.get("stream").cloned();
+    world.nats.kill().await.unwrap();
+    eventually("the missing stream is reported", async || {
+        matches!(stream(), Some(Condition::Degraded(_)))
+    })
+    .await;
+    world.nats.start_again().await.unwrap();
+    eventually("the stream is well", async || stream() == Some(Condition::Ready)).await;
+    stop(projector).await;
+}
+
+#[tokio::test]
 async fn a_commit_whose_reply_is_lost_is_not_repeated() {
     let world = World::start().await;
     let projector = world.projector(domain()).await;

@@ -26,7 +26,9 @@ async fn parked(world: &World) -> Vec<(String, i64, String)> {
 fn fetched_for_gaps(projector: &Projector) -> bool {
     let metrics = projector.metrics().render();
     metrics.lines().any(|line| {
-        line.starts_with("tidemark_log_fetched_events_total") && line.contains(r#"reason="gap""#)
+        line.starts_with("tidemark_log_fetched_events_total")
+            && line.contains(r#"reason="gap""#)
+            && !line.ends_with(" 0")
     })
 }
 

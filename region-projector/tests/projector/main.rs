@@ -5,6 +5,7 @@
 mod apply;
 mod faults;
 mod gaps;
+mod hot_keys;
 mod letters;
 mod log;
 mod mirroring;

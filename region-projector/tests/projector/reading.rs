@@ -48,8 +48,11 @@ async fn a_hole_is_filled_from_the_log_and_nobody_passes_it_before() {
     assert_eq!(world.tally("b").await, Some((2, 1)));
     assert_eq!(world.tally("c").await, Some((3, 1)));
     let counted = projector.metrics().render();
-    let line = counted.lines().find(|line| line.starts_with("tidemark_log_fetched_events_total"));
-    assert!(line.is_some_and(|line| line.contains(r#"reason="hole""#)), "{line:?}");
+    let is_hole = |line: &&str| {
+        line.starts_with("tidemark_log_fetched_events_total") && line.contains(r#"reason="hole""#)
+    };
+    let line = counted.lines().find(is_hole);
+    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{line:?}");
     stop(projector).await;
 }
 
@@ -72,6 +75,87 @@ async fn a_stream_that_begins_after_the_checkpoint_is_completed_from_the_log() {
     let projector = world.projector(domain()).await;
     world.stored(Position::new(250).unwrap()).await;
     assert_eq!(world.tally("a").await, Some((1, 250)));
+    stop(projector).await;
+}
+
+/// The stream has lost everything up to `begins` exclusively, and has nothing else.
+async fn empty_from(world: &World, begins: u64) {
+    world.jetstream.delete_stream(crate::world::STREAM).await.unwrap();
+    let config = async_nats::jetstream::stream::Config {
+        name: crate::world::STREAM.into(),
+        subjects: vec!["events.>".into()],
+        first_sequence: Some(begins),
+        ..Default::default()
+    };
+    world.jetstream.create_stream(config).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_quiet_stream_that_has_lost_what_comes_next_is_completed_from_the_log() {
+    let world = World::start().await;
+    for n in 1..=250 {
+        world.log.append("a", "Added", &format!("{{\"n\":{}}}", i64::from(n == 250)));
+    }
+    empty_from(&world, 251).await;
+    let projector = world.projector(domain()).await;
+    world.stored(Position::new(250).unwrap()).await;
+    assert_eq!(world.tally("a").await, Some((1, 250)));
+    // It also loses it while nobody expects that.
+    world.log.append("a", "Added", r#"{"n":2}"#);
+    empty_from(&world, 252).await;
+    world.stored(Position::new(251).unwrap()).await;
+    world.stored(world.add("a", 4).await).await;
+    assert_eq!(world.tally("a").await, Some((7, 252)));
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn more_than_the_bound_is_not_read_from_the_log_and_said() {
+    let world = World::start().await;
+    for _ in 1..=20 {
+        world.log.append("a", "Added", r#"{"n":1}"#);
+    }
+    empty_from(&world, 21).await;
+    let mut config = world.config();
+    config.primary_log.bridge_events_max = 19;
+    let projector = world.try_projector(config.clone(), domain()).await.unwrap();
+    eventually("what is missing is reported", async || {
+        let said = condition(&projector, "log");
+        matches!(said, Some(Condition::Degraded(why)) if why.contains("bridge_events_max"))
+    })
+    .await;
+    assert_eq!(world.lowest_checkpoint().await, Some(Position::ZERO));
+    stop(projector).await;
+    config.primary_log.bridge_events_max = 20;
+    let projector = world.try_projector(config, domain()).await.unwrap();
+    world.stored(Position::new(20).unwrap()).await;
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn messages_larger_than_any_bound_in_bytes_are_applied_one_after_the_other() {
+    let world = World::start().await;
+    let add = |bytes: usize| format!(r#"{{"n":1,"padding":"{}"}}"#, "x".repeat(bytes));
+    for n in 0..30 {
+        let bytes = [200_000, 10, 600_000, 50_000, 400_000][n % 5];
+        world.happen(["a", "b", "c"][n % 3], "Added", &add(bytes)).await;
+    }
+    let mut config = world.config();
+    config.nats.pull_bytes_max = 300_000;
+    config.apply.queue_bytes_max = 100_000;
+    config.apply.batch_bytes_max = 1;
+    let projector = world.try_projector(config, domain()).await.unwrap();
+    world.stored(Position::new(30).unwrap()).await;
+    for id in ["a", "b", "c"] {
+        assert_eq!(world.tally(id).await, Some((10, 10)), "{id}");
+    }
+    let counted = projector.metrics().render();
+    let batches = counted
+        .lines()
+        .find(|line| line.starts_with("tidemark_projection_batch_duration_seconds_count"));
+    let batches: f64 = batches.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(10.0 <= batches, "{batches} batches");
+    assert_eq!(world.count("select count(*) from parked").await, 0);
     stop(projector).await;
 }
 

@@ -89,6 +89,7 @@ impl World {
                 watch_interval: Period::from_millis(200),
                 mirror_silence_max: Period::from_secs(3),
                 nudge_interval: Period::from_secs(5),
+                pull_bytes_max: 8 * 1024 * 1024,
             },
             primary_log: PrimaryLogConfig {
                 url: SecretUrl::new(format!("http://{}", self.log.address)),
@@ -96,6 +97,7 @@ impl World {
                 deadline: Period::from_secs(5),
                 page_events_max: 100,
                 poll_interval: Period::from_millis(100),
+                bridge_events_max: 10_000,
             },
             apply: ApplyConfig {
                 verify_interval: Period::from_millis(200),

@@ -82,6 +82,7 @@ fn nats(region: &str) -> Config {
         store: "/data".into(),
         secret: Secret::new(PASSWORD),
         operator: false,
+        payload_bytes_max: None,
     }
 }
 

@@ -109,6 +109,11 @@ impl Server {
         Ok(())
     }
 
+    /// Bounds messages from the next start on.
+    pub fn limit_payload(&mut self, bytes: usize) {
+        self.config.payload_bytes_max = Some(bytes);
+    }
+
     /// Stops the server in order. The store is kept.
     pub async fn stop(&mut self) -> Result<(), Error> {
         match self.process.take() {

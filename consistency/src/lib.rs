@@ -19,6 +19,7 @@ mod currency;
 mod announcement;
 mod coherence;
 mod pace;
+mod snapshot;
 mod policy;
 mod decision;
 
@@ -40,6 +41,7 @@ pub use event::{
 pub use pace::Pace;
 pub use policy::{POLICY_STEP_COUNT_MAX, Policy, PolicyError, Preference, Step};
 pub use position::{Epoch, LogPosition, Position, Version};
+pub use snapshot::{FoldKind, FoldName, FoldSnapshot, is_snapshot_due};
 pub use token::{
     CLAIM_COUNT_MAX, Claim, Key, KeyError, KeyId, KeyRing, LogId, TOKEN_CHARS_MAX, Token,
     TokenStatus,

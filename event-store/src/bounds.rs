@@ -13,7 +13,11 @@ use crate::{InvalidAppend, StoreConfig};
 pub(crate) const EXPECTED_STREAM_HEADER: &str = "Nats-Expected-Stream";
 
 /// Bytes that the append's messages take on the stream, once it is known to keep its bounds.
-pub(crate) fn check(append: &Append, config: &StoreConfig) -> Result<usize, InvalidAppend> {
+pub(crate) fn check(
+    append: &Append,
+    config: &StoreConfig,
+    payload_bytes_max: usize,
+) -> Result<usize, InvalidAppend> {
     let count = append.events.len();
     if count == 0 {
         return Err(InvalidAppend::NoEvents);
@@ -28,8 +32,8 @@ pub(crate) fn check(append: &Append, config: &StoreConfig) -> Result<usize, Inva
             return Err(InvalidAppend::RepeatedId { index });
         }
         let bytes = message_bytes_max(append, event);
-        if bytes > config.payload_bytes_max {
-            return Err(InvalidAppend::TooLarge { index, bytes, max: config.payload_bytes_max });
+        if bytes > payload_bytes_max {
+            return Err(InvalidAppend::TooLarge { index, bytes, max: payload_bytes_max });
         }
         bytes_together += bytes;
         check_data(index, &event.data)?;

@@ -19,6 +19,7 @@ mod lease;
 mod log;
 mod refusal;
 mod relay;
+mod snapshot;
 mod store;
 
 pub use append::{Append, Appended, Expected, NewEvent};
@@ -29,4 +30,5 @@ pub use idempotency::{AnswerFormat, FirstAnswer, Idempotency, Once, Repeat};
 pub use log::{AggregateHead, Head};
 pub use refusal::RefusalKind;
 pub use relay::{CompareError, Relay, RelayState, RelayStatus, last_common};
+pub use snapshot::{Keep, Tail};
 pub use store::{Committer, EventStore, migrate};

@@ -104,6 +104,17 @@ pub(crate) struct Limit {
     pub bytes: i64,
 }
 
+impl Limit {
+    /// Whether more events may follow than these, which is what a read within this limit found. One of
+    /// fewer bytes than any bound on them, and of fewer events than were asked for, is the last: asking
+    /// once more would cost a trip for each fold.
+    pub(crate) fn may_have_cut(self, found: &[Event]) -> bool {
+        const BYTES_WHOLE: usize = 64 * 1024;
+        let bytes: usize = found.iter().map(|event| event.data.len()).sum();
+        self.events as usize <= found.len() || BYTES_WHOLE < bytes
+    }
+}
+
 /// The events of one aggregate from a version on, in order.
 pub(crate) async fn read_aggregate(
     executor: impl PgExecutor<'_>,
@@ -205,26 +216,26 @@ pub(crate) async fn read_range(
     rows.into_iter().map(Row::into_event).collect()
 }
 
-struct Row {
-    position: i64,
-    epoch: i32,
-    id: Uuid,
-    previous_id: Uuid,
-    aggregate_type: String,
-    aggregate_id: String,
-    version: i64,
-    event_type: String,
-    schema_version: i16,
-    committed_at_micros: i64,
-    correlation_id: Uuid,
-    causation_id: Uuid,
-    idempotency_key_hash: Option<Vec<u8>>,
-    traceparent: Option<String>,
-    data: String,
+pub(crate) struct Row {
+    pub position: i64,
+    pub epoch: i32,
+    pub id: Uuid,
+    pub previous_id: Uuid,
+    pub aggregate_type: String,
+    pub aggregate_id: String,
+    pub version: i64,
+    pub event_type: String,
+    pub schema_version: i16,
+    pub committed_at_micros: i64,
+    pub correlation_id: Uuid,
+    pub causation_id: Uuid,
+    pub idempotency_key_hash: Option<Vec<u8>>,
+    pub traceparent: Option<String>,
+    pub data: String,
 }
 
 impl Row {
-    fn into_event(self) -> Result<Event, ReadError> {
+    pub(crate) fn into_event(self) -> Result<Event, ReadError> {
         let at = self.position;
         let name = |text: String, what| Name::new(text).map_err(|_| corrupt(at, what));
         let kind = name(self.aggregate_type, "aggregate type")?;

@@ -75,6 +75,7 @@ impl Relay {
     ) -> Self {
         let initial = RelayStatus { state: RelayState::Standby, published: None };
         let (report, status) = watch::channel(initial);
+        store.set_publisher(client.clone());
         let lease = Lease::new(store.pool().clone(), LEASE, Uuid::new_v4(), config.lease_duration);
         let worker = Worker { store, client, config, lease, report: Report(report), shutdown };
         Self { status, task: tokio::spawn(worker.run()) }
@@ -188,7 +189,7 @@ impl Worker {
                     SessionError::Disconnected
                     | SessionError::Read(_)
                     | SessionError::Stream(_)
-                    | SessionError::PayloadLimit { .. } => {
+                    | SessionError::TooLarge(_) => {
                         self.report.state(failing(&error));
                         FAILURE_PAUSE
                     }

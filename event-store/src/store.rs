@@ -1,9 +1,10 @@
 //! The handle that appends and reads, and the task behind it that commits.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use async_nats::Client;
 use consistency::{
-    AggregateId, Epoch, EpochHistory, Event, EventId, LogPosition, Position, Version,
+    AggregateId, Epoch, EpochHistory, Event, EventId, FoldName, LogPosition, Position, Version,
 };
 use sqlx::PgPool;
 use sqlx::migrate::MigrateError;
@@ -17,6 +18,7 @@ use crate::gather::{Gatherer, Queued};
 use crate::idempotency::{self, Idempotency, Once, Repeat};
 use crate::log::{self, AggregateHead, Head, Limit};
 use crate::refusal::Refusal;
+use crate::snapshot::{self, Keep, SNAPSHOTS_WAITING_MAX, Tail};
 use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
 
 /// Brings the database's schema up to what this crate needs. Newer migrations than it knows are left
@@ -40,27 +42,34 @@ struct Shared {
     queue_bytes: Arc<Semaphore>,
     stop: CancellationToken,
     committed: watch::Sender<LogPosition>,
+    snapshots: mpsc::Sender<Keep>,
+    /// Where events are published, which says how large they may be.
+    publisher: RwLock<Option<Client>>,
 }
 
-/// The task that commits what was appended, and the one that prunes idempotency keys. Owned by whoever
-/// opened the store.
+/// The task that commits what was appended, the one that prunes idempotency keys and the one that keeps
+/// snapshots. Owned by whoever opened the store.
 #[derive(Debug)]
 pub struct Committer {
     stop: CancellationToken,
     task: JoinHandle<()>,
     pruner: JoinHandle<()>,
+    keeper: JoinHandle<()>,
 }
 
 impl Committer {
     /// Takes no more appends, commits those that wait, and ends.
     pub async fn stop(self) {
         self.stop.cancel();
-        let (committed, pruned) = tokio::join!(self.task, self.pruner);
+        let (committed, pruned, kept) = tokio::join!(self.task, self.pruner, self.keeper);
         if let Err(error) = committed {
             tracing::error!(%error, "the committer ended abnormally");
         }
         if let Err(error) = pruned {
             tracing::error!(%error, "the pruner ended abnormally");
+        }
+        if let Err(error) = kept {
+            tracing::error!(%error, "the keeper of snapshots ended abnormally");
         }
     }
 }
@@ -84,6 +93,9 @@ impl EventStore {
             Gatherer::new(pool.clone(), config.clone(), waiting, committed.clone(), stop.clone());
         let pruner = idempotency::prune(pool.clone(), config.clone(), stop.clone());
         let pruner = tokio::spawn(pruner);
+        let (snapshots, keeping) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
+        let keeper = snapshot::keep(pool.clone(), keeping, config.statement_wait_max, stop.clone());
+        let keeper = tokio::spawn(keeper);
         let ended = stop.clone();
         let task = tokio::spawn(async move {
             gatherer.run().await;
@@ -91,9 +103,17 @@ impl EventStore {
             ended.cancel();
         });
         let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
-        let shared =
-            Arc::new(Shared { pool, config, queue, queue_bytes, stop: stop.clone(), committed });
-        Ok((Self { shared, judged: None }, Committer { stop, task, pruner }))
+        let shared = Arc::new(Shared {
+            pool,
+            config,
+            queue,
+            queue_bytes,
+            stop: stop.clone(),
+            committed,
+            snapshots,
+            publisher: RwLock::default(),
+        });
+        Ok((Self { shared, judged: None }, Committer { stop, task, pruner, keeper }))
     }
 
     /// The same log for a caller that was judged in `epoch`: what it has written and seen is in the log of
@@ -144,7 +164,7 @@ impl EventStore {
         if shared.stop.is_cancelled() {
             return Err(AppendError::Stopping);
         }
-        let bytes = bounds::check(&command.append, &shared.config)?;
+        let bytes = bounds::check(&command.append, &shared.config, self.payload_bytes_max())?;
         let bytes_wanted = u32::try_from(bytes).map_err(|_| AppendError::Overloaded)?;
         let room = Arc::clone(&shared.queue_bytes)
             .try_acquire_many_owned(bytes_wanted)
@@ -197,6 +217,36 @@ impl EventStore {
         self.bounded(log::read_aggregate(self.pool(), aggregate, from, limit)).await
     }
 
+    /// What an aggregate's state is folded from by the rules of `fold`: the snapshot they made, if one is
+    /// kept and the log still has its event, and at most about `limit` events after it.
+    pub async fn read_tail(
+        &self,
+        aggregate: &AggregateId,
+        fold: &FoldName,
+        limit: u32,
+    ) -> Result<Tail, ReadError> {
+        let limit = self.limit(limit);
+        self.bounded(snapshot::read_tail(self.pool(), aggregate, fold, limit)).await
+    }
+
+    /// The same without a snapshot, from a version on.
+    pub async fn read_on(
+        &self,
+        aggregate: &AggregateId,
+        from: Version,
+        limit: u32,
+    ) -> Result<Tail, ReadError> {
+        let limit = self.limit(limit);
+        self.bounded(snapshot::read_on(self.pool(), aggregate, from, limit)).await
+    }
+
+    /// Keeps a snapshot in the background. Left undone when too many wait: a later fold makes it again.
+    pub fn keep_snapshot(&self, keep: Keep) {
+        if self.shared.snapshots.try_send(keep).is_err() {
+            tracing::debug!("no room for a snapshot");
+        }
+    }
+
     /// At most `limit` events of the log after a position, in order. Fewer when they are large; none
     /// only at the log's end.
     pub async fn read_range(&self, after: Position, limit: u32) -> Result<Vec<Event>, ReadError> {
@@ -211,6 +261,20 @@ impl EventStore {
     /// The bounds it was opened with.
     pub fn config(&self) -> &StoreConfig {
         &self.shared.config
+    }
+
+    /// Largest event with its headers that is taken now: what could not be published must not be
+    /// committed. The server's own bound, as it was when it was last connected to, may be the smaller one.
+    pub fn payload_bytes_max(&self) -> usize {
+        let publisher = self.shared.publisher.read().unwrap_or_else(PoisonError::into_inner);
+        let configured = self.shared.config.payload_bytes_max;
+        publisher.as_ref().map_or(configured, |client| configured.min(client.max_payload()))
+    }
+
+    /// From now on events are published through this client.
+    pub(crate) fn set_publisher(&self, client: Client) {
+        let mut publisher = self.shared.publisher.write().unwrap_or_else(PoisonError::into_inner);
+        *publisher = Some(client);
     }
 
     pub(crate) fn pool(&self) -> &PgPool {

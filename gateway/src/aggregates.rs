@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 use crate::{
     answer::{Answer, read_of},
     error::Error,
-    fold, forward,
+    fold::{self, Rules},
+    forward,
     gateway::{Gateway, Role},
     problem,
     request::{self, Call},
@@ -60,9 +61,8 @@ pub async fn state(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Resu
     let definition = gateway.domain.aggregate(aggregate.kind().as_str()).ok_or(Error::NotFound)?;
     let reading = async {
         let head = head_for(store, call).await?;
-        let events_max = gateway.config.read.fold_events_max;
-        let fold = |folded, event: &Event| definition.fold(folded, event);
-        let folded = fold::aggregate(store, &aggregate, events_max, fold).await;
+        let rules = Rules::Aggregate(definition);
+        let folded = fold::aggregate(gateway, store, &aggregate, rules).await;
         Ok((head, folded.map_err(fold::unfolded)?))
     };
     let (head, folded) = within(call, reading).await?;

@@ -21,7 +21,7 @@ pub struct Answer {
     pub body: Body,
     /// What it shows of the world, to be merged with what the caller knew.
     pub shows: Option<Token>,
-    /// How it came to be; reads only.
+    /// How it came to be; reads, and writes that were done.
     pub said: Option<Said>,
     /// Where its time went.
     pub timing: Timing,

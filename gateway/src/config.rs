@@ -55,6 +55,9 @@ pub struct GatewayConfig {
     /// What differs for single views.
     #[serde(default)]
     pub views: BTreeMap<String, ViewConfig>,
+    /// How aggregates are folded from the log; at the primary only.
+    #[serde(default)]
+    pub fold: FoldConfig,
     /// Bounds of writes.
     #[serde(default)]
     pub write: WriteConfig,
@@ -152,6 +155,16 @@ pub struct RelaySection {
     /// Copies of the stream in the primary's NATS cluster.
     #[serde(default = "one")]
     pub stream_replica_count: usize,
+    /// How long the stream keeps events; 0 keeps them whatever their age. The log keeps them all.
+    #[serde(default = "for_ever")]
+    pub stream_age_max: Period,
+    /// Bytes of events that the stream keeps; as many as the server allows when it is not set.
+    #[serde(default)]
+    pub stream_bytes_max: Option<u64>,
+}
+
+fn for_ever() -> Period {
+    Period::from_secs(0)
 }
 
 fn one() -> usize {
@@ -281,6 +294,21 @@ impl Default for ReadConfig {
     }
 }
 
+/// How aggregates are folded from the log.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(default)]
+pub struct FoldConfig {
+    /// A fold of so many events leaves a snapshot of the state behind, so that the next one need not
+    /// begin at the first event; 0 leaves none.
+    pub snapshot_events: u32,
+}
+
+impl Default for FoldConfig {
+    fn default() -> Self {
+        Self { snapshot_events: 500 }
+    }
+}
+
 /// What differs for one view.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ViewConfig {
@@ -355,6 +383,15 @@ impl GatewayConfig {
             demand(self.log_database.is_none(), "log_database: only the primary has the log");
             demand(self.relay.is_none(), "relay: only the primary runs a relay");
             demand(self.primary_region.is_some(), "primary_region: must be set");
+        }
+        if let Some(relay) = &self.relay {
+            let count = relay.stream_replica_count;
+            demand((1..=5).contains(&count), "relay.stream_replica_count: must be from 1 to 5");
+            // The stream would lose an event that the log has just taken.
+            let room = relay.stream_bytes_max.is_none_or(|max| {
+                usize::try_from(max).is_ok_and(|max| self.write.event_bytes_max < max)
+            });
+            demand(room, "relay.stream_bytes_max: must be above write.event_bytes_max");
         }
         if let Some(primary) = &self.primary_region {
             demand(primary.name != self.region, "primary_region.name: is this region");

@@ -57,7 +57,12 @@ pub async fn whole(gateway: &Gateway, upstream: &Upstream, call: &Call) -> Resul
     let is_safe = call.method.is_safe();
     match exchange(gateway, upstream, call, headers).await {
         Ok(reply) => {
-            let said = if is_safe { said(gateway, upstream, call, &reply.headers) } else { None };
+            let said = said(gateway, upstream, call, &reply.headers);
+            // Every write is done at the primary: a caller of this region is told that it was sent there.
+            let said = said.map(|said| match is_safe {
+                true => said,
+                false => Said { outcome: Outcome::Forwarded, ..said },
+            });
             Ok(Answer { said, ..answer(gateway, reply) })
         }
         Err(error) if error.may_have_acted() && !is_safe => {

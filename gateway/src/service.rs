@@ -291,8 +291,8 @@ impl Finishing<'_> {
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         let headers = response.headers_mut();
-        let cacheable =
-            matches!(status, StatusCode::OK | StatusCode::NOT_MODIFIED) && said.is_some();
+        let is_read = said.is_some() && !self.is_write;
+        let cacheable = is_read && matches!(status, StatusCode::OK | StatusCode::NOT_MODIFIED);
         // A service that wants less than that gets it.
         let forbidden = headers.get(header::CACHE_CONTROL).is_some_and(forbids_storing);
         let caching = if cacheable && !forbidden { "private, no-cache" } else { "no-store" };

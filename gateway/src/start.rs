@@ -300,6 +300,8 @@ fn start_relay(
     let mut config = RelayConfig::new(gateway.config.region.as_str());
     if let Some(section) = &gateway.config.relay {
         config.stream_replica_count = section.stream_replica_count;
+        config.stream_age_max = section.stream_age_max.get();
+        config.stream_bytes_max = section.stream_bytes_max;
     }
     let relay = Relay::spawn(store, relay_nats.client, config, stop.clone());
     let (mut status, readiness, stop) = (relay.status(), readiness.clone(), stop.clone());

@@ -26,6 +26,8 @@ const LOG_REFUSED: &str = "tidemark.log.refused";
 const RELAY_POSITION: &str = "tidemark.relay.published_position";
 const RELAY_ACTIVE: &str = "tidemark.relay.active";
 const APPENDS: &str = "tidemark.append.commands";
+const FOLD_EVENTS: &str = "tidemark.fold.events";
+const FOLDS: &str = "tidemark.fold.count";
 const FORWARD_DURATION: &str = "tidemark.forward.duration";
 
 const ROUTE: &str = "http.route";
@@ -35,6 +37,7 @@ const DECISION: &str = "decision";
 const OUTCOME: &str = "outcome";
 const PROJECTION: &str = "projection";
 const REASON: &str = "reason";
+const SNAPSHOT: &str = "snapshot";
 
 /// From a tenth of a millisecond to ten seconds.
 const SECONDS: [f64; 16] = [
@@ -61,6 +64,19 @@ pub struct Instruments {
     relay_active: Gauge<u64>,
     appends: Counter<u64>,
     forwards: Histogram<f64>,
+    fold_events: Counter<u64>,
+    folds: Counter<u64>,
+}
+
+/// What a kept state was good for, as a label.
+#[derive(Debug, Clone, Copy)]
+pub enum SnapshotUse {
+    /// The fold began with it.
+    Used,
+    /// There was none.
+    Missing,
+    /// It was of another log or of other rules.
+    Unusable,
 }
 
 /// How a forward ended, as a label.
@@ -108,6 +124,8 @@ impl Instruments {
             relay_active: meter.u64_gauge(RELAY_ACTIVE).build(),
             appends: meter.u64_counter(APPENDS).build(),
             forwards: seconds(FORWARD_DURATION),
+            fold_events: meter.u64_counter(FOLD_EVENTS).build(),
+            folds: meter.u64_counter(FOLDS).build(),
         }
     }
 
@@ -172,6 +190,21 @@ impl Instruments {
     /// An append came to this.
     pub fn appended(&self, outcome: &'static str) {
         self.appends.add(1, &[KeyValue::new(OUTCOME, outcome)]);
+    }
+
+    /// An aggregate is being folded from the log.
+    pub fn began_fold(&self, snapshot: SnapshotUse) {
+        let snapshot = match snapshot {
+            SnapshotUse::Used => "used",
+            SnapshotUse::Missing => "missing",
+            SnapshotUse::Unusable => "unusable",
+        };
+        self.folds.add(1, &[KeyValue::new(SNAPSHOT, snapshot)]);
+    }
+
+    /// So many events were read for it.
+    pub fn folded(&self, events_read: u32) {
+        self.fold_events.add(u64::from(events_read), &[]);
     }
 
     /// A request was forwarded.

@@ -21,6 +21,7 @@ use crate::{
     forward,
     gateway::{Gateway, Role},
     request::{self, Call},
+    status::{Outcome, Said},
 };
 
 pub use command::command;
@@ -125,7 +126,7 @@ async fn commit(
         }
     };
     let committed = match tokio::time::timeout_at(call.deadline, appending).await {
-        Ok(Ok(Once::Repeated(repeat))) => return once::repeated(gateway, repeat),
+        Ok(Ok(Once::Repeated(repeat))) => return once::repeated(gateway, call, repeat),
         Ok(Ok(Once::Appended(appended))) if appended.epoch == judged => Ok(appended),
         // Carried into another epoch before its answer was looked up; a repeat is judged there.
         Ok(Ok(Once::Appended(_))) => Err(Error::OutcomeUnknown { source: None }),
@@ -145,7 +146,19 @@ async fn commit(
     });
     let appended = committed?;
     gateway.currency.saw_head(appended.last_position());
-    Ok(written(&aggregate, &appended))
+    let at = appended.last_position();
+    Ok(written(&aggregate, &appended).saying(said(gateway, call, at)))
+}
+
+/// A write is done at the primary, whoever asked for it.
+fn said(gateway: &Gateway, call: &Call, at: LogPosition) -> Said {
+    Said {
+        outcome: Outcome::Primary,
+        ms: u64::try_from(call.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        region: gateway.config.region.clone(),
+        at: Some(at),
+        reason: None,
+    }
 }
 
 fn refused(error: AppendError) -> Error {

@@ -8,7 +8,7 @@ use consistency::{
 };
 use serde::Serialize;
 
-use crate::fold::{ErasedFold, TypedFold, encode_state, guarded};
+use crate::fold::{ErasedFold, TypedFold, guarded, store};
 use crate::sql::StateColumns;
 use crate::{ColumnError, Fold, Folded, ProjectionError, Upcasters, ViewDefinition, ViewKind};
 
@@ -154,6 +154,16 @@ impl StoredState {
         state: None,
     };
 
+    /// Of an aggregate with so many events, the newest and the first of which stand there.
+    pub fn new(
+        version: Version,
+        at: LogPosition,
+        created: Position,
+        state: Option<String>,
+    ) -> Self {
+        Self { version, at, created, state }
+    }
+
     /// The aggregate's id and its state, from a row of [`crate::sql::Statements::load_states`].
     pub fn from_columns(columns: StateColumns) -> Result<(String, Self), ColumnError> {
         let (aggregate_id, version, epoch, position, created_position, state) = columns;
@@ -254,6 +264,16 @@ impl DocumentDefinition {
     /// aggregate from the log; a projector uses [`Self::apply`].
     pub fn fold(&self, folded: Folded, event: &Event) -> Result<Folded, ProjectionError> {
         self.document.fold(folded, event, &self.upcasters)
+    }
+
+    /// A state as it is stored, within its bound.
+    pub fn store(&self, folded: &Folded) -> Result<StoredState, ProjectionError> {
+        store(&*self.document, folded)
+    }
+
+    /// A stored state as it was.
+    pub fn restore(&self, stored: &StoredState) -> Result<Folded, ProjectionError> {
+        self.document.decode(stored)
     }
 
     /// Every row that a state makes.
@@ -368,12 +388,6 @@ impl DocumentDefinition {
             Rows { aggregate, views: &self.views, rows: RowMap::new(), bytes: 0, error: None };
         guarded(|| self.document.rows(folded, &mut rows))?;
         rows.finish()
-    }
-
-    fn store(&self, folded: &Folded) -> Result<StoredState, ProjectionError> {
-        let state = encode_state(&*self.document, folded)?;
-        let (version, at, created) = (folded.version(), folded.at(), folded.created());
-        Ok(StoredState { version, at, created, state })
     }
 }
 

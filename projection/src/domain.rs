@@ -6,10 +6,10 @@ use std::sync::Arc;
 use consistency::{Event, Name};
 use serde_json::value::RawValue;
 
-use crate::fold::{ErasedFold, TypedFold};
+use crate::fold::{ErasedFold, TypedFold, store};
 use crate::{
     Command, CommandDefinition, Fold, Folded, Projection, ProjectionDefinition, ProjectionError,
-    Upcast, Upcasters, ViewDefinition,
+    StoredState, Upcast, Upcasters, ViewDefinition,
 };
 
 /// Everything that is wrong with a domain.
@@ -100,6 +100,7 @@ impl Domain {
 #[derive(Clone)]
 pub struct AggregateDefinition {
     kind: Name,
+    version: u32,
     fold: Arc<dyn ErasedFold>,
     upcasters: Arc<Upcasters>,
 }
@@ -116,6 +117,11 @@ impl AggregateDefinition {
         &self.kind
     }
 
+    /// The version of its rules, from 1; fits a signed 32-bit column.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
     /// The state after the next event; starts with [`Folded::nothing`].
     pub fn fold(&self, folded: Folded, event: &Event) -> Result<Folded, ProjectionError> {
         self.fold.fold(folded, event, &self.upcasters)
@@ -128,13 +134,23 @@ impl AggregateDefinition {
         };
         self.fold.encode(folded)?.map(raw).transpose()
     }
+
+    /// A state as it is stored, within its bound.
+    pub fn store(&self, folded: &Folded) -> Result<StoredState, ProjectionError> {
+        store(&*self.fold, folded)
+    }
+
+    /// A stored state as it was.
+    pub fn restore(&self, stored: &StoredState) -> Result<Folded, ProjectionError> {
+        self.fold.decode(stored)
+    }
 }
 
 /// A domain being declared.
 #[derive(Default)]
 #[must_use]
 pub struct DomainBuilder {
-    aggregates: Vec<(String, Arc<dyn ErasedFold>)>,
+    aggregates: Vec<(String, u32, Arc<dyn ErasedFold>)>,
     commands: Vec<Result<CommandDefinition, String>>,
     projections: Vec<Projection>,
     upcasters: Upcasters,
@@ -143,8 +159,15 @@ pub struct DomainBuilder {
 
 impl DomainBuilder {
     /// An aggregate type that commands change.
-    pub fn aggregate(mut self, kind: &str, fold: impl Fold) -> Self {
-        self.aggregates.push((kind.to_owned(), Arc::new(TypedFold(fold))));
+    pub fn aggregate(self, kind: &str, fold: impl Fold) -> Self {
+        self.aggregate_version(kind, 1, fold)
+    }
+
+    /// The same by rules that are not the first of their type. States of long aggregates are kept; one
+    /// that rules of another version made is not used. `version` is from 1, and rises with each change
+    /// to the fold, to its state or to an upcaster of its events.
+    pub fn aggregate_version(mut self, kind: &str, version: u32, fold: impl Fold) -> Self {
+        self.aggregates.push((kind.to_owned(), version, Arc::new(TypedFold(fold))));
         self
     }
 
@@ -174,11 +197,14 @@ impl DomainBuilder {
         let mut mistakes = self.mistakes;
         let upcasters = Arc::new(self.upcasters);
         let mut aggregates = Vec::new();
-        for (kind, fold) in self.aggregates {
+        for (kind, version, fold) in self.aggregates {
+            if version == 0 || i32::try_from(version).is_err() {
+                mistakes.push(format!("aggregate type {kind}: version {version}"));
+            }
             match Name::new(kind.as_str()) {
                 Ok(kind) => {
                     let upcasters = Arc::clone(&upcasters);
-                    aggregates.push(AggregateDefinition { kind, fold, upcasters });
+                    aggregates.push(AggregateDefinition { kind, version, fold, upcasters });
                 }
                 Err(error) => mistakes.push(format!("aggregate type {kind:?} {error}")),
             }

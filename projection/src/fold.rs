@@ -15,7 +15,9 @@ pub const STATE_BYTES_MAX: usize = 1 << 20;
 
 /// The rules of one aggregate type: pure, without clock, randomness or IO.
 pub trait Fold: Send + Sync + 'static {
-    /// What the events add up to. A changed shape needs a new version of every projection on it.
+    /// What the events add up to. A changed shape, like a changed rule, needs a new version of every
+    /// projection on it, and of the aggregate ([`crate::DomainBuilder::aggregate_version`]): states are
+    /// kept, and are only told apart by that.
     type State: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// An enum with serde's external tags (the default): each variant is an event type, its content
     /// the event's data. A last variant `#[serde(other)] Other` takes the types that do not matter.
@@ -171,6 +173,15 @@ pub(crate) fn encode_state(
         }
         None => Ok(state),
     }
+}
+
+/// A state with its places, as it is stored.
+pub(crate) fn store(
+    fold: &(impl ErasedFold + ?Sized),
+    folded: &Folded,
+) -> Result<StoredState, ProjectionError> {
+    let state = encode_state(fold, folded)?;
+    Ok(StoredState::new(folded.version, folded.at, folded.created, state))
 }
 
 /// Turns a panic of the domain's code into an error, so that one event cannot take a projector

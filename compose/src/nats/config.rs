@@ -32,6 +32,8 @@ pub struct Config {
     pub secret: Secret,
     /// Whether there is a [`User::Operator`]. For tests that cause faults, never for a topology.
     pub operator: bool,
+    /// Largest message; the server's own default unless set.
+    pub payload_bytes_max: Option<usize>,
 }
 
 /// What a server is in the topology.
@@ -120,6 +122,7 @@ impl Config {
             store: PathBuf::new(),
             secret: Secret::random(),
             operator: false,
+            payload_bytes_max: None,
         })
     }
 
@@ -248,6 +251,9 @@ impl Display for Config {
         writeln!(f, "http: \"{bind}:{monitor_port}\"")?;
         // A silent link is noticed in seconds: the default of two minutes is longer than most cuts.
         writeln!(f, "ping_interval: \"5s\"\nping_max: 2\n")?;
+        if let Some(bytes) = self.payload_bytes_max {
+            writeln!(f, "max_payload: {bytes}")?;
+        }
         writeln!(f, "jetstream {{")?;
         writeln!(f, "  domain: \"{region}\"")?;
         writeln!(f, "  store_dir: \"{}\"", self.store.display())?;

@@ -31,8 +31,9 @@ pub(super) enum SessionError {
     Read(#[from] ReadError),
     #[error("the stream could not be read, created or subscribed to")]
     Stream(#[source] Box<dyn Error + Send + Sync>),
-    #[error("events of up to {configured} bytes are taken, the server publishes up to {server}")]
-    PayloadLimit { configured: usize, server: usize },
+    /// It was committed before the server's bound was lowered.
+    #[error("an event of the log is larger than the server publishes, raise its max_payload")]
+    TooLarge(#[source] PublishError),
     /// Not an error: another relay published, an acknowledgement was lost, the connection was renewed.
     #[error("{0}")]
     LostPlace(&'static str),
@@ -54,9 +55,9 @@ impl SessionError {
             PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
                 Self::LostPlace("an acknowledgement was lost")
             }
+            PublishErrorKind::MaxPayloadExceeded => Self::TooLarge(error),
             PublishErrorKind::WrongLastMessageId
             | PublishErrorKind::MaxAckPending
-            | PublishErrorKind::MaxPayloadExceeded
             | PublishErrorKind::Other => Self::stream(error),
         }
     }
@@ -93,7 +94,7 @@ impl<'a> Session<'a> {
     /// Publishes until the shutdown (`Ok`) or a surprise.
     pub(super) async fn run(&self) -> Result<(), SessionError> {
         self.check_connection()?;
-        self.check_payload_limit()?;
+        self.note_payload_limit();
         let subject = self.config.wake_subject.clone();
         let wake = timeout(self.config.ack_wait_max, self.client.subscribe(subject)).await;
         let mut wake = wake.map_err(SessionError::stream)?.map_err(SessionError::stream)?;
@@ -301,14 +302,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What cannot be published must not be committed.
-    fn check_payload_limit(&self) -> Result<(), SessionError> {
-        let server = self.client.server_info().max_payload;
-        let configured = self.store.config().payload_bytes_max;
-        if configured > server {
-            Err(SessionError::PayloadLimit { configured, server })
-        } else {
-            Ok(())
+    /// The store takes no event that this server would not (see [`EventStore::payload_bytes_max`]); that
+    /// it is less than it was configured for is worth a word.
+    fn note_payload_limit(&self) {
+        let (server, configured) =
+            (self.client.max_payload(), self.store.config().payload_bytes_max);
+        if server < configured {
+            tracing::warn!(server, configured, "the server's max_payload bounds what is appended");
         }
     }
 }

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{Context, GetStreamErrorKind};
+use async_nats::jetstream::context::{
+    Context, GetStreamErrorKind, UpdateStreamError, UpdateStreamErrorKind,
+};
 use async_nats::jetstream::stream::{
     Compression, Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType,
     Stream,
@@ -183,7 +185,9 @@ fn stream_config(incarnation: Incarnation, config: &RelayConfig) -> Config {
     }
 }
 
-/// Age and size are the operator's to change; the rest of a stream is fixed with its creation.
+/// Has an existing stream kept as it is configured now: age, size, copies, compression, and that nothing is
+/// deleted. The rest of a stream is fixed with its creation. A server that refuses (it has too few peers for
+/// so many copies, say) is no reason to publish nothing.
 pub(super) async fn adopt_retention(
     context: &Context,
     stream: &Stream,
@@ -192,12 +196,34 @@ pub(super) async fn adopt_retention(
 ) -> Result<(), SessionError> {
     let wanted = stream_config(incarnation, config);
     let found = &stream.cached_info().config;
-    if found.max_age == wanted.max_age && found.max_bytes == wanted.max_bytes {
+    let updated = Config {
+        max_age: wanted.max_age,
+        max_bytes: wanted.max_bytes,
+        num_replicas: wanted.num_replicas,
+        compression: wanted.compression.clone(),
+        discard: wanted.discard,
+        duplicate_window: wanted.duplicate_window,
+        deny_delete: wanted.deny_delete,
+        deny_purge: wanted.deny_purge,
+        ..found.clone()
+    };
+    if updated == *found {
         return Ok(());
     }
-    let updated = Config { max_age: wanted.max_age, max_bytes: wanted.max_bytes, ..found.clone() };
-    context.update_stream(updated).await.map_err(SessionError::stream)?;
-    Ok(())
+    tracing::info!(stream = found.name, "changing how the stream keeps events");
+    match context.update_stream(updated).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_refused(&error) => {
+            tracing::error!(%error, stream = found.name, "the stream keeps events as before");
+            Ok(())
+        }
+        Err(error) => Err(SessionError::stream(error)),
+    }
+}
+
+/// The server answered, and the answer is no.
+fn is_refused(error: &UpdateStreamError) -> bool {
+    matches!(error.kind(), UpdateStreamErrorKind::JetStream(_))
 }
 
 fn is_not_found(kind: &GetStreamErrorKind) -> bool {

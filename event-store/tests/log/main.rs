@@ -11,6 +11,8 @@ mod processes;
 mod region;
 mod relay;
 mod settle;
+mod snapshots;
+mod stream;
 mod support;
 mod wire;
 mod writer;

@@ -7,8 +7,7 @@ use async_nats::connection::State;
 use compose::nats::User;
 use consistency::{Epoch, stream_name};
 use event_store::{
-    AppendError, EventStore, Expected, RefusalKind, RelayConfig, RelayState, RelayStatus,
-    StoreConfig,
+    AppendError, EventStore, Expected, RefusalKind, RelayConfig, RelayState, StoreConfig,
 };
 
 use crate::region::{Message, Region, config, polling, until_stream_ends_at};
@@ -348,20 +347,6 @@ async fn the_largest_event_that_is_taken_is_published() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_less_than_the_store_is_not_published_to() {
-    let region = Region::start().await;
-    let config = StoreConfig { payload_bytes_max: 2 * 1024 * 1024, ..StoreConfig::new(LOG_ID) };
-    let (store, _committer) = EventStore::open(pool(&region.database.url), config).await.unwrap();
-    let running = region.relay_of(&store, polling()).await;
-    let failing = |status: &RelayStatus| match &status.state {
-        RelayState::Failing(reason) => reason.contains("2097152"),
-        RelayState::Standby | RelayState::Active | RelayState::Refused(_) => false,
-    };
-    running.until("the limit is named", failing).await;
-    running.stop().await;
-}
-
-#[tokio::test]
 async fn the_stream_of_a_later_epoch_starts_after_its_boundary() {
     let region = Region::start().await;
     let running = region.relay().await;
@@ -390,30 +375,6 @@ async fn the_stream_of_a_later_epoch_starts_after_its_boundary() {
         assert_eq!(event.at.epoch, second);
         Message::read(&stream, event.at.position.get()).await.assert_is_of(&event);
     }
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn the_stream_cannot_be_thinned_and_keeps_what_it_is_told_to() {
-    let region = Region::start().await;
-    let retention = RelayConfig {
-        stream_age_max: Duration::from_secs(3600),
-        stream_bytes_max: Some(100_000_000),
-        ..config()
-    };
-    let running = region.relay().await;
-    fill(&region.store, 3).await;
-    running.until_published(3).await;
-    running.stop().await;
-    let running = region.relay_of(&region.store, retention).await;
-    running.until_active().await;
-    let context = region.operate().await;
-    let stream = context.get_stream(stream_name(Epoch::FIRST)).await.unwrap();
-    let config = &stream.cached_info().config;
-    assert_eq!((config.max_age, config.max_bytes), (Duration::from_secs(3600), 100_000_000));
-    assert!(stream.delete_message(2).await.is_err());
-    assert!(stream.purge().await.is_err());
-    assert_eq!(region.published().await.len(), 3);
     running.stop().await;
 }
 

@@ -1,13 +1,13 @@
 //! A row made from the log, at the primary, by the code that the projector makes it with.
 
-use consistency::{Event, LogPosition, Scope, Version};
+use consistency::{LogPosition, Scope, Version};
 use projection::{Folded, ProjectionError};
 
 use super::Read;
 use crate::{
     answer::{Answer, read_of},
     error::Error,
-    fold::{self, FoldError},
+    fold::{self, FoldError, Rules},
     forward::Fallback,
     gateway::Role,
 };
@@ -59,12 +59,10 @@ impl Read<'_> {
         let head = store.head().await?.at;
         let domain = &self.gateway.domain;
         let definition = domain.projection(self.target.projection.as_str(), self.version());
-        let Some(document) = definition.and_then(|definition| definition.document()) else {
-            return Ok((Folded::nothing(), LogPosition::ORIGIN));
-        };
-        let events_max = self.gateway.config.read.fold_events_max;
-        let fold = |folded, event: &Event| document.fold(folded, event);
-        Ok((fold::aggregate(store, aggregate, events_max, fold).await?, head))
+        let rules = definition
+            .and_then(|definition| Some(Rules::Projection(definition, definition.document()?)));
+        let Some(rules) = rules else { return Ok((Folded::nothing(), LogPosition::ORIGIN)) };
+        Ok((fold::aggregate(self.gateway, store, aggregate, rules).await?, head))
     }
 
     fn folded_row(&self, folded: &Folded) -> Result<Option<String>, ProjectionError> {

@@ -8,11 +8,12 @@ use projection::{CommandError, Folded, NewEventData, Prepared};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{appending, commit, demand_condition, once, tag};
+use super::{appending, commit, demand_condition, once, said, tag};
 use crate::{
     answer::{Answer, read_of},
     error::Error,
-    fold, forward,
+    fold::{self, Rules},
+    forward,
     gateway::{Gateway, Role},
     request::{self, Call},
 };
@@ -67,7 +68,8 @@ async fn run(
         meets(&state, asked)?;
         let events = decided(gateway, store, call, prepared, &state).await?;
         if events.is_empty() {
-            return Ok(Ran::Unchanged(unchanged(prepared.target(), &state)));
+            let said = said(gateway, call, state.at());
+            return Ok(Ran::Unchanged(unchanged(prepared.target(), &state).saying(said)));
         }
         let append = appending(call, prepared.target().clone(), at_version(&state), events);
         match commit(gateway, store, call, append, key).await {
@@ -110,9 +112,7 @@ async fn folded(
     aggregate: &AggregateId,
 ) -> Result<Folded, Error> {
     let definition = gateway.domain.aggregate(aggregate.kind().as_str()).ok_or(Error::NotFound)?;
-    let events_max = gateway.config.read.fold_events_max;
-    let fold = |folded, event: &consistency::Event| definition.fold(folded, event);
-    let folding = fold::aggregate(store, aggregate, events_max, fold);
+    let folding = fold::aggregate(gateway, store, aggregate, Rules::Aggregate(definition));
     match tokio::time::timeout_at(call.deadline, folding).await {
         Ok(Ok(folded)) => Ok(folded),
         Ok(Err(error)) => Err(fold::unfolded(error)),

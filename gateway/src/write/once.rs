@@ -4,7 +4,7 @@ use event_store::{AnswerFormat, EventStore, Idempotency, Repeat};
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
-use super::written;
+use super::{said, written};
 use crate::{
     answer::Answer,
     error::Error,
@@ -71,11 +71,11 @@ pub async fn answered(
             return Err(Error::PrimaryUnreachable { detail: "its log is slow", source: None });
         }
     };
-    repeat.map(|repeat| repeated(gateway, repeat)).transpose()
+    repeat.map(|repeat| repeated(gateway, call, repeat)).transpose()
 }
 
 /// The first answer once more, or the refusal of another request.
-pub fn repeated(gateway: &Gateway, repeat: Repeat) -> Result<Answer, Error> {
+pub fn repeated(gateway: &Gateway, call: &Call, repeat: Repeat) -> Result<Answer, Error> {
     let first = match repeat {
         Repeat::Replayed(first) => first,
         Repeat::Mismatched => {
@@ -91,7 +91,8 @@ pub fn repeated(gateway: &Gateway, repeat: Repeat) -> Result<Answer, Error> {
         return Err(Error::PrimaryUnreachable { detail, source: None });
     }
     let answer = written(&first.aggregate, &first.appended);
-    Ok(answer.with_header(IDEMPOTENCY_REPLAYED, "true"))
+    let said = said(gateway, call, first.appended.last_position());
+    Ok(answer.saying(said).with_header(IDEMPOTENCY_REPLAYED, "true"))
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ async fn a_command_that_its_first_request_overtook_is_not_refused_for_it() {
         sqlx::query("lock table event").execute(&mut *committing).await.unwrap();
         let request = request.header("idempotency-key", "k").json(&order("o-1"));
         let repeating = tokio::spawn(Reply::of(request));
-        until_blocked(&pool, "%from event%aggregate_id = $2 and version >= $3%").await;
+        until_blocked(&pool, "%from fold_snapshot%").await;
         let commit = "insert into idempotency select * from kept";
         sqlx::query(commit).execute(&mut *committing).await.unwrap();
         committing.commit().await.unwrap();

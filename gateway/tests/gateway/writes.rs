@@ -18,9 +18,10 @@ async fn an_append_answers_with_its_place_from_any_region() {
     assert_eq!(first.status, 201, "{first:?}");
     assert_eq!(first.header("location"), "/v1/aggregates/note/n-1");
     assert_eq!(first.header("etag"), "\"1.1\"");
-    assert_eq!(first.header("cache-control"), "no-store");
+    assert_eq!((first.word(), first.header("cache-control")), ("forwarded", "no-store"));
     let second = world.primary.post(EVENTS, noted("b")).await;
     assert_eq!((second.status, second.header("location")), (200, ""));
+    assert_eq!((second.word(), second.header("cache-control")), ("primary", "no-store"));
     assert_eq!(second.body["aggregate_type"], "note");
     assert_eq!(second.body["aggregate_id"], "n-1");
     assert_eq!((&second.body["version"], &second.body["position"]), (&json!(2), &json!(2)));

@@ -10,6 +10,9 @@ use crate::{
     status::{Said, Timing},
 };
 
+/// The type of most bodies.
+pub const JSON: &str = "application/json";
+
 /// What a route comes to.
 #[derive(Debug)]
 pub struct Answer {
@@ -41,7 +44,7 @@ impl Answer {
     /// With a body of JSON.
     pub fn json(status: StatusCode, body: &impl Serialize) -> Self {
         let body = serde_json::to_vec(body).expect("our answers have text keys only");
-        Self::typed(status, "application/json", Bytes::from(body))
+        Self::typed(status, JSON, Bytes::from(body))
     }
 
     /// With a body of some type.

@@ -17,7 +17,7 @@ use process::{
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::{events::EventsConfig, proxied::RouteConfig};
+use crate::{events::EventsConfig, gather::GatherBounds, proxied::RouteConfig};
 
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
@@ -255,6 +255,17 @@ pub struct ReadConfig {
     pub waiters_max: usize,
     /// Reads that query the database at once; the others stand in line.
     pub queries_max: usize,
+    /// Whether reads of rows of one view that come while others are asked for are asked for together.
+    pub gather: bool,
+    /// Gathered queries of one view at once.
+    pub gather_queries_max: usize,
+    /// Rows of one gathered query.
+    pub gather_keys_max: usize,
+    /// Bytes of rows that are kept in memory; 0 keeps none.
+    pub memory_bytes_max: u64,
+    /// What tells rows apart that have changed from those that have not: 8 bytes for each, in each
+    /// partition of each projection. Rows that share one are taken for changed together.
+    pub memory_slots_per_partition: usize,
     /// Items of one page of a list.
     pub page_items_max: u32,
     /// Items of a page when the caller does not say.
@@ -281,6 +292,11 @@ impl Default for ReadConfig {
             wait_max: Period::from_secs(5),
             waiters_max: 50_000,
             queries_max: 64,
+            gather: true,
+            gather_queries_max: 2,
+            gather_keys_max: 256,
+            memory_bytes_max: 64 * 1024 * 1024,
+            memory_slots_per_partition: 8192,
             page_items_max: 500,
             page_items_default: 50,
             fold_events_max: 100_000,
@@ -359,6 +375,15 @@ impl GatewayConfig {
         self.primary_region.as_ref().map_or(&self.region, |primary| &primary.name)
     }
 
+    /// How reads of rows are gathered; `None` when each asks for itself.
+    pub fn gather(&self) -> Option<GatherBounds> {
+        self.read.gather.then_some(GatherBounds {
+            queries_max: self.read.gather_queries_max,
+            keys_max: self.read.gather_keys_max,
+            timeout: self.read.query_timeout.get(),
+        })
+    }
+
     fn policy_mistakes(&self) -> Vec<String> {
         let default = ("read.policy".to_owned(), &self.read.policy);
         let views = self.views.iter().map(|(view, c)| (format!("views.{view}.policy"), &c.policy));
@@ -412,6 +437,9 @@ impl GatewayConfig {
             (self.listen.requests_max, "listen.requests_max"),
             (self.read.waiters_max, "read.waiters_max"),
             (self.read.queries_max, "read.queries_max"),
+            (self.read.gather_queries_max, "read.gather_queries_max"),
+            (self.read.gather_keys_max, "read.gather_keys_max"),
+            (self.read.memory_slots_per_partition, "read.memory_slots_per_partition"),
             (self.read.page_items_default as usize, "read.page_items_default"),
             (self.write.events_max, "write.events_max"),
             (self.write.command_attempts_max as usize, "write.command_attempts_max"),

@@ -26,6 +26,7 @@ use crate::{
     body::Body,
     currency::{Observation, Partitions},
     gateway::{Gateway, Role},
+    memory::Source,
     overview::lag_events,
     read_models::{QueryError, StoredCheckpoint},
     telemetry,
@@ -124,6 +125,8 @@ fn hear(gateway: &Gateway, seal: &AnnouncementSeal, hint: &async_nats::Message) 
     }
     match serde_json::from_slice::<Announcement>(&hint.payload) {
         Ok(said) if said.region == gateway.config.region.as_str() => {
+            // Before anybody is woken: who reads then must not meet a row that was changed.
+            gateway.memory.hear(&said);
             gateway.currency.heard(&said, Instant::now());
         }
         Ok(said) => tracing::debug!(region = said.region, "hint of another region passed over"),
@@ -210,6 +213,7 @@ fn observe(gateway: &Gateway, name: &Name, moment: u64, stored: &[&StoredCheckpo
         partition_count: first.partition_count,
         checkpoints: stored.iter().map(|stored| (stored.partition, Some(stored.at))).collect(),
     };
+    gateway.memory.observed(name, &seen, Source::Poll);
     gateway.currency.observed(name, &seen, Instant::now());
 }
 

@@ -11,8 +11,8 @@ use projection::Domain;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    config::GatewayConfig, currency::Currency, events::Listeners, feed::Seen, proxied::Routes,
-    read_models::ReadModels, telemetry::Instruments, token_carrier::TokenCarrier,
+    config::GatewayConfig, currency::Currency, events::Listeners, feed::Seen, memory::Memory,
+    proxied::Routes, read_models::ReadModels, telemetry::Instruments, token_carrier::TokenCarrier,
     upstream::Upstream,
 };
 
@@ -29,6 +29,8 @@ pub struct Gateway {
     pub currency: Currency,
     /// The rows.
     pub read_models: ReadModels,
+    /// Rows that were read before.
+    pub memory: Memory,
     /// What the last look at the database showed.
     pub seen: Seen,
     /// What it measures.
@@ -72,8 +74,13 @@ impl Gateway {
         let parsed = |text: &str| Policy::parse(text).unwrap_or_else(|_| Policy::shipped());
         let views = config.views.iter();
         let policies = views.map(|(view, of)| (view.clone(), parsed(&of.policy))).collect();
-        let projections = domain.projections().iter().map(|known| known.name().clone());
-        let currency = Currency::new(projections, config.read.waiters_max);
+        let projections = || domain.projections().iter().map(|known| known.name().clone());
+        let currency = Currency::new(projections(), config.read.waiters_max);
+        let memory = Memory::new(
+            projections(),
+            config.read.memory_bytes_max,
+            config.read.memory_slots_per_partition,
+        );
         let requests = Semaphore::new(config.listen.requests_max.min(Semaphore::MAX_PERMITS));
         let policy = parsed(&config.read.policy);
         let listeners = Listeners::new(config.events.listeners_max);
@@ -84,6 +91,7 @@ impl Gateway {
             carrier,
             currency,
             read_models,
+            memory,
             seen: Seen::default(),
             instruments,
             role,

@@ -2,10 +2,11 @@
 
 mod evidence;
 mod fold;
+mod remembered;
 mod served;
 mod target;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use consistency::{
     Budget, Chain, Decision, Demand, Evidence, LogPosition, Place, Refusal, Scope, Verdict, decide,
@@ -20,9 +21,10 @@ use crate::{
     error::{Error, Lag},
     forward::{self, Fallback},
     gateway::{Gateway, Role},
-    read_models::Snapshot,
+    memory::{Kept, Source},
+    read_models::{Ask, Snapshot},
     request::{Call, PREFERENCE_APPLIED, Wish},
-    status::{Outcome, Timing},
+    status::{CACHE_STATUS, CacheStatus, Outcome, Timing},
 };
 
 use self::target::Target;
@@ -42,9 +44,13 @@ pub async fn view(gateway: &Gateway, call: &Call, view: &str, key: &str) -> Resu
         outcome: Outcome::Local,
         timing: Timing::default(),
         alone: false,
+        cache: CacheStatus::Bypass,
     };
     let facts = read.first_check().await;
     let mut answer = read.run(facts).await?;
+    if let Scope::Row(_) = read.target.scope {
+        answer.headers.insert(CACHE_STATUS, read.cache.header());
+    }
     if let Some(said) = &answer.said {
         gateway.instruments.decided(said.outcome);
     }
@@ -68,21 +74,31 @@ struct Read<'a> {
     timing: Timing,
     /// The primary could not be asked.
     alone: bool,
+    /// What the rows that are kept in memory were good for.
+    cache: CacheStatus,
 }
 
-/// What is known of the world: a verdict, and the snapshot that it is of. Without a snapshot it is
-/// memory's.
+/// What is known of the world: a verdict, and what was seen that it is of. When nothing was seen, it is
+/// of what memory knows of the region.
 struct Facts {
     verdict: Verdict,
-    snapshot: Option<Snapshot>,
-    /// The watermark that the snapshot was judged by.
+    seen: Option<Seen>,
+    /// The watermark that a snapshot was judged by.
     watermark: Option<LogPosition>,
+}
+
+/// What can be served.
+enum Seen {
+    /// Rows, with the checkpoints of their own snapshot.
+    Snapshot(Box<Snapshot>),
+    /// A row that was read before, and what was heard since vouches for.
+    Kept(Arc<Kept>),
 }
 
 impl Facts {
     /// Nothing is known that could be served.
     const fn behind() -> Self {
-        Self { verdict: Verdict::Behind, snapshot: None, watermark: None }
+        Self { verdict: Verdict::Behind, seen: None, watermark: None }
     }
 }
 
@@ -92,17 +108,17 @@ impl Read<'_> {
             let scope = self.target.scope;
             let budget = self.budget(facts.verdict);
             match decide(facts.verdict, scope, &mut self.chain, &budget) {
-                Decision::Serve => match facts.snapshot.take() {
-                    Some(snapshot) => return self.served(&snapshot, facts.verdict),
+                Decision::Serve => match facts.seen.take() {
+                    Some(seen) => return self.served(&seen, facts.verdict),
                     // Memory says so; the rows' own snapshot has the last word.
                     None => facts = self.look().await,
                 },
                 Decision::ServeStale => {
-                    if facts.snapshot.is_none() {
+                    if facts.seen.is_none() {
                         facts = self.look().await;
                     }
-                    if let Some(snapshot) = facts.snapshot.take() {
-                        return self.served(&snapshot, facts.verdict);
+                    if let Some(seen) = facts.seen.take() {
+                        return self.served(&seen, facts.verdict);
                     }
                 }
                 Decision::Wait { ms } => facts = self.wait(ms, facts).await?,
@@ -131,6 +147,9 @@ impl Read<'_> {
     /// What memory says. The database is asked at once where memory cannot tell: before it knows the
     /// projection, when it may have missed hints, and when only the row can say whether it is enough.
     async fn first_check(&mut self) -> Facts {
+        if let Some(kept) = self.recall() {
+            return kept;
+        }
         let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
         let evidence =
             Evidence { watermark: standing.watermark, row_version: None, parked: Vec::new() };
@@ -143,7 +162,7 @@ impl Read<'_> {
             if standing.version.is_none() || self.demand.min_version().is_some() || may_be_behind {
                 self.look().await
             } else {
-                Facts { verdict, snapshot: None, watermark: None }
+                Facts { verdict, seen: None, watermark: None }
             };
         if facts.verdict == Verdict::Behind {
             currency.asked(&self.target.projection, self.partitions(), self.demand.at());
@@ -151,20 +170,34 @@ impl Read<'_> {
         facts
     }
 
-    /// Reads the rows and judges them by their own snapshot.
+    /// Reads the rows and judges them by their own snapshot. One that was being taken already may be
+    /// older than what this caller knows: then another is taken for it.
     async fn look(&mut self) -> Facts {
         let began = Instant::now();
-        let believed = self.believes_current();
-        let (currency, target) = (&self.gateway.currency, &self.target);
-        let moment = || currency.moment(&target.projection);
-        let models = &self.gateway.read_models;
-        let asked =
-            models.ask(&target.projection, &target.view, &target.question, self.version(), moment);
         // A database that hangs must leave time to ask somebody else.
         let deadline = self.call.deadline.min(began + self.gateway.config.read.query_timeout.get());
-        let snapshot = tokio::time::timeout_at(deadline, asked).await;
+        let mut facts = self.look_once(true, deadline).await;
+        let late = |seen: &Seen| matches!(seen, Seen::Snapshot(snapshot) if snapshot.is_late);
+        if facts.verdict == Verdict::Behind && facts.seen.as_ref().is_some_and(late) {
+            facts = self.look_once(false, deadline).await;
+        }
         self.timing.read += began.elapsed();
-        match snapshot {
+        facts
+    }
+
+    async fn look_once(&mut self, join: bool, deadline: Instant) -> Facts {
+        let believed = self.believes_current();
+        let (currency, target) = (&self.gateway.currency, &self.target);
+        let shelf = self.gateway.memory.shelf(&target.projection);
+        let ask = Ask {
+            projection: &target.projection,
+            view: &target.view,
+            question: &target.question,
+            version: self.version(),
+            join,
+        };
+        let asked = self.gateway.read_models.ask(ask, || currency.moment(&target.projection));
+        match tokio::time::timeout_at(deadline, asked).await {
             // Newer than what the caller was judged by: nobody has said what of it was kept.
             Ok(Ok(snapshot)) if self.is_passed_over(&snapshot) => {
                 self.learn_epochs().await;
@@ -172,14 +205,17 @@ impl Read<'_> {
             }
             Ok(Ok(snapshot)) => {
                 if let Some(seen) = evidence::observation(&snapshot, target) {
+                    self.gateway.memory.observed(&target.projection, &seen, Source::Read);
                     currency.observed(&target.projection, &seen, Instant::now());
                 }
                 let evidence = evidence::of(&snapshot, self);
                 let verdict = judge(&self.demand, target.scope, &evidence);
-                if verdict == Verdict::Behind && believed {
+                if verdict == Verdict::Behind && believed && !snapshot.is_late {
                     self.gateway.instruments.second_check_failed();
                 }
-                Facts { verdict, snapshot: Some(snapshot), watermark: evidence.watermark }
+                self.keep(shelf.as_deref(), &snapshot);
+                let seen = Some(Seen::Snapshot(Box::new(snapshot)));
+                Facts { verdict, seen, watermark: evidence.watermark }
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, view = %target.view, "read models not read");
@@ -217,10 +253,15 @@ impl Read<'_> {
                     facts = Facts::behind();
                     break false;
                 }
-                Waited::Satisfied => facts = self.look().await,
+                Waited::Satisfied => {
+                    facts = match self.recall() {
+                        Some(kept) => kept,
+                        None => self.look().await,
+                    };
+                }
             }
             // Memory was ahead of the database: it knows better now, and there is time left.
-            let again = facts.verdict == Verdict::Behind && facts.snapshot.is_some();
+            let again = facts.verdict == Verdict::Behind && facts.seen.is_some();
             if !again || until <= Instant::now() {
                 break facts.verdict != Verdict::Behind;
             }
@@ -265,13 +306,14 @@ impl Read<'_> {
         };
         self.demand = self.demand.clone().with_position(head);
         self.outcome = Outcome::Primary;
+        self.cache = CacheStatus::Bypass;
         let mut facts = self.look().await;
         if facts.verdict == Verdict::Behind && self.target.scope == Scope::Everything {
             facts = self.wait(self.call.left_ms(), facts).await?;
         }
-        match (facts.verdict, facts.snapshot) {
-            (Verdict::Current | Verdict::CurrentButParked, Some(snapshot)) => {
-                self.served(&snapshot, facts.verdict).map(Ok)
+        match (facts.verdict, facts.seen) {
+            (Verdict::Current | Verdict::CurrentButParked, Some(seen)) => {
+                self.served(&seen, facts.verdict).map(Ok)
             }
             (Verdict::Parked, _) if self.target.scope == Scope::Everything => {
                 Ok(Err(Fallback::Parked))

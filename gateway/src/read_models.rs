@@ -1,6 +1,6 @@
 //! The region's read models: rows, and in the same snapshot what says how current they are.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use consistency::{AggregateId, Epoch, EpochHistory, LogPosition, Name, Position};
 use projection::{
@@ -11,6 +11,8 @@ use projection::{
 };
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
+
+use crate::gather::{Asker, GatherBounds, Line};
 
 /// Parked aggregates that one answer looks at; beyond, any aggregate may be parked.
 const PARKED_COUNT_MAX: i64 = 1000;
@@ -35,17 +37,28 @@ pub enum QueryError {
     /// The definition and its statements do not belong together.
     #[error("the view has no statements of its kind")]
     Statements,
+    /// The database did not answer in time.
+    #[error("the region's database does not answer")]
+    TimedOut,
+    /// A question that was asked for several reads at once failed.
+    #[error("a question asked for several reads failed")]
+    Gathered(#[source] Arc<QueryError>),
 }
 
 impl QueryError {
-    fn is_lost_connection(&self) -> bool {
+    /// Whether the same question on another connection may well be answered.
+    pub fn is_lost_connection(&self) -> bool {
         const ADMIN_SHUTDOWN: &str = "57P01";
         match self {
             Self::Unavailable(sqlx::Error::Io(_)) => true,
             Self::Unavailable(error) => error
                 .as_database_error()
                 .is_some_and(|error| error.code().as_deref() == Some(ADMIN_SHUTDOWN)),
-            Self::Column(_) | Self::UnknownVersion { .. } | Self::Statements => false,
+            Self::Column(_)
+            | Self::UnknownVersion { .. }
+            | Self::Statements
+            | Self::TimedOut
+            | Self::Gathered(_) => false,
         }
     }
 }
@@ -103,9 +116,11 @@ pub struct Filter {
 #[derive(Debug)]
 pub struct Snapshot {
     /// Whose tables were read.
-    pub definition: ProjectionDefinition,
+    pub definition: Arc<ProjectionDefinition>,
     /// [`crate::currency::Currency::moment`] before.
     pub moment: u64,
+    /// It was being taken already when it was asked for, and may be older than who asked.
+    pub is_late: bool,
     /// What was there.
     pub found: Found,
 }
@@ -113,8 +128,8 @@ pub struct Snapshot {
 /// What a snapshot holds.
 #[derive(Debug)]
 pub enum Found {
-    /// A row, or that there is none.
-    Row(RowAnswer),
+    /// A row, or that there is none. Shared by all who asked for it at once.
+    Row(Arc<RowAnswer>),
     /// A page.
     List(ListAnswer),
     /// A row of a rollup, or that there is none.
@@ -141,68 +156,125 @@ pub struct StoredCheckpoint {
 }
 
 /// Reads them, so many at a time.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ReadModels {
-    pool: PgPool,
-    domain: Arc<Domain>,
+    /// Every version of every projection, as the domain has them.
+    definitions: Vec<Arc<ProjectionDefinition>>,
     // Readers that one commit releases stand in line here instead of at the pool, whose waits end in
     // errors.
-    queries: Arc<Semaphore>,
+    asker: Asker,
+    /// By the place of the projection in the domain, and of the view in the projection. Empty when
+    /// every read asks for itself.
+    lines: HashMap<(usize, usize), Arc<Line>>,
+}
+
+/// What is asked, of which version, and how new the answer must be.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// The projection.
+    pub projection: &'a Name,
+    /// The view that it feeds.
+    pub view: &'a Name,
+    /// What of the view.
+    pub question: &'a Question,
+    /// The version that is believed to be active; the snapshot is of the one that is.
+    pub version: u32,
+    /// A snapshot that is being taken already will do.
+    pub join: bool,
 }
 
 impl ReadModels {
-    /// Over a pool, at most so many queries at once.
-    pub fn new(pool: PgPool, domain: Arc<Domain>, queries_max: usize) -> Self {
-        Self { pool, domain, queries: Arc::new(Semaphore::new(queries_max)) }
+    /// Over a pool, at most so many queries at once. Reads of rows are gathered when there are bounds
+    /// for it.
+    pub fn new(
+        pool: PgPool,
+        domain: &Domain,
+        queries_max: usize,
+        gather: Option<GatherBounds>,
+    ) -> Self {
+        let asker = Asker { pool, queries: Arc::new(Semaphore::new(queries_max)) };
+        let lines = gather.map(|bounds| lines(domain, bounds)).unwrap_or_default();
+        let definitions = domain.projections().iter().cloned().map(Arc::new).collect();
+        Self { definitions, asker, lines }
     }
 
-    /// Reads `question` from `view`, which `projection` feeds. `version` is the version that is
-    /// believed to be active; the snapshot is of the one that is. `moment` is called before the
-    /// snapshot is taken.
+    /// Asks. `moment` is called before the snapshot is taken.
     pub async fn ask(
         &self,
-        projection: &Name,
-        view: &Name,
-        question: &Question,
-        version: u32,
+        ask: Ask<'_>,
         moment: impl Fn() -> u64,
     ) -> Result<Snapshot, QueryError> {
-        let _permit = self.queries.acquire().await.expect("the semaphore is never closed");
-        let mut version = version;
+        let mut version = ask.version;
         // An active version can change between two looks, but not twice in a row and again.
         for _ in 0..3 {
-            let definition = self.definition(projection, version)?;
-            let moment = moment();
-            let found = match self.look(definition, view, question).await {
-                // The server was restarted under a pooled connection: another one may well do.
-                Err(error) if error.is_lost_connection() => {
-                    self.look(definition, view, question).await?
+            let (place, definition) = self.definition(ask.projection, version)?;
+            let views = definition.views();
+            let view = views.iter().position(|known| known.name() == ask.view);
+            let view = view.ok_or(QueryError::Statements)?;
+            let (moment, is_late, found) = match (ask.question, self.lines.get(&(place, view))) {
+                (Question::Row(aggregate), Some(line)) => {
+                    let partition = definition.partition_for(aggregate);
+                    let (asker, partition) = (&self.asker, i32::from(partition));
+                    let gathered =
+                        line.read(asker, partition, aggregate.id(), moment(), ask.join).await?;
+                    (gathered.moment, gathered.is_late, Found::Row(gathered.answer))
                 }
-                found => found?,
+                (
+                    Question::Row(_)
+                    | Question::List { .. }
+                    | Question::Rollup(_)
+                    | Question::Search { .. },
+                    _,
+                ) => {
+                    let moment = moment();
+                    (moment, false, self.look_alone(definition, view, ask.question).await?)
+                }
             };
             match found.active_version() {
                 Some(active) if active != version => version = active,
                 Some(_) | None => {
-                    return Ok(Snapshot { definition: definition.clone(), moment, found });
+                    let definition = Arc::clone(definition);
+                    return Ok(Snapshot { definition, moment, is_late, found });
                 }
             }
         }
-        Err(QueryError::UnknownVersion { projection: projection.clone(), version })
+        Err(QueryError::UnknownVersion { projection: ask.projection.clone(), version })
     }
 
-    fn definition(&self, name: &Name, version: u32) -> Result<&ProjectionDefinition, QueryError> {
+    async fn look_alone(
+        &self,
+        definition: &ProjectionDefinition,
+        view: usize,
+        question: &Question,
+    ) -> Result<Found, QueryError> {
+        let _permit = self.asker.queries.acquire().await.expect("the semaphore is never closed");
+        match self.look(definition, view, question).await {
+            // The server was restarted under a pooled connection: another one may well do.
+            Err(error) if error.is_lost_connection() => self.look(definition, view, question).await,
+            found => found,
+        }
+    }
+
+    fn definition(
+        &self,
+        name: &Name,
+        version: u32,
+    ) -> Result<(usize, &Arc<ProjectionDefinition>), QueryError> {
+        let mut known = self.definitions.iter().enumerate();
+        let is_it = |(_, known): &(usize, &Arc<ProjectionDefinition>)| {
+            known.version() == version && known.name() == name
+        };
         let unknown = || QueryError::UnknownVersion { projection: name.clone(), version };
-        self.domain.projection(name.as_str(), version).ok_or_else(unknown)
+        known.find(is_it).ok_or_else(unknown)
     }
 
     async fn look(
         &self,
         definition: &ProjectionDefinition,
-        view: &Name,
+        view: usize,
         question: &Question,
     ) -> Result<Found, QueryError> {
-        let index = definition.views().iter().position(|known| known.name() == view);
-        let statements = index.and_then(|index| definition.statements().views.get(index));
+        let statements = definition.statements().views.get(view);
         let partition_count = definition.partition_count();
         match (question, statements) {
             (Question::Row(aggregate), Some(ViewStatements::Row(statements))) => {
@@ -210,9 +282,9 @@ impl ReadModels {
                 let row: RowColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
                     .bind(i32::from(partition))
                     .bind(aggregate.id())
-                    .fetch_one(&self.pool)
+                    .fetch_one(&self.asker.pool)
                     .await?;
-                Ok(Found::Row(RowAnswer::from_columns(row)?))
+                Ok(Found::Row(Arc::new(RowAnswer::from_columns(row)?)))
             }
             (Question::List { key, after, limit }, Some(ViewStatements::List(statements))) => {
                 let row: ListColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
@@ -221,7 +293,7 @@ impl ReadModels {
                     .bind(&after.aggregate_id)
                     .bind(i64::from(*limit) + 1)
                     .bind(PARKED_COUNT_MAX)
-                    .fetch_one(&self.pool)
+                    .fetch_one(&self.asker.pool)
                     .await?;
                 Ok(Found::List(ListAnswer::from_columns(row, partition_count)?))
             }
@@ -230,7 +302,7 @@ impl ReadModels {
                     sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
                         .bind(key)
                         .bind(PARKED_COUNT_MAX)
-                        .fetch_one(&self.pool)
+                        .fetch_one(&self.asker.pool)
                         .await?;
                 Ok(Found::Rollup(RollupAnswer::from_columns(row, partition_count)?))
             }
@@ -247,7 +319,7 @@ impl ReadModels {
                     .bind(&after.aggregate_id)
                     .bind(i64::from(*limit) + 1)
                     .bind(PARKED_COUNT_MAX)
-                    .fetch_one(&self.pool)
+                    .fetch_one(&self.asker.pool)
                     .await?;
                 Ok(Found::List(ListAnswer::from_columns(row, partition_count)?))
             }
@@ -277,7 +349,7 @@ impl ReadModels {
                 where active.active
                 order by active.projection, checkpoint.partition"#
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.asker.pool)
         .await?;
         let wrong = |column, value: i64| ColumnError { column, value: value.to_string() };
         let checkpoints = rows.into_iter().map(|row| {
@@ -303,7 +375,7 @@ impl ReadModels {
         let rows = sqlx::query!(
             "select epoch, starts_after from adopted_epoch where epoch > 1 order by epoch"
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.asker.pool)
         .await?;
         let starts = rows.into_iter().map(|row| {
             log_position(row.epoch, row.starts_after).map(|start| (start.epoch, start.position))
@@ -320,6 +392,18 @@ impl Found {
             Self::Rollup(rollup) => rollup.snapshot.active_version,
         }
     }
+}
+
+fn lines(domain: &Domain, bounds: GatherBounds) -> HashMap<(usize, usize), Arc<Line>> {
+    let projections = domain.projections().iter().enumerate();
+    let views = projections.flat_map(|(place, definition)| {
+        let views = definition.statements().views.iter().enumerate();
+        views.filter_map(move |(view, statements)| match statements {
+            ViewStatements::Row(rows) => Some(((place, view), Arc::clone(&rows.read_many))),
+            ViewStatements::List(_) | ViewStatements::Rollup(_) | ViewStatements::Search(_) => None,
+        })
+    });
+    views.map(|(key, statement)| (key, Arc::new(Line::new(statement, bounds)))).collect()
 }
 
 fn log_position(epoch: i32, position: i64) -> Result<LogPosition, ColumnError> {

@@ -115,7 +115,8 @@ pub async fn start(
     let routes = Routes::new(&config.routes, &domain, &config.read.policy)?;
     let domain = Arc::new(domain);
     let pool = postgres::connect(&config.database, "tidemark-gateway")?;
-    let read_models = ReadModels::new(pool, Arc::clone(&domain), config.read.queries_max);
+    let queries_max = config.read.queries_max;
+    let read_models = ReadModels::new(pool, &domain, queries_max, config.gather());
     let nats = nats::connect(&config.nats, &format!("gateway {}", config.region)).await?;
     let listener = bind(config.listen.address).await?;
     let admin_listener = bind(config.admin.address).await?;

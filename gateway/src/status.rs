@@ -3,6 +3,10 @@
 use std::{fmt, time::Duration};
 
 use consistency::{LogPosition, Name};
+use http::{HeaderName, HeaderValue};
+
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// The first word of `Consistency-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,53 @@ impl fmt::Display for Said {
             write!(f, ";position={}", at.position)?;
         }
         Ok(())
+    }
+}
+
+/// What the rows kept in memory were good for, as `Cache-Status` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// The answer was there.
+    Hit,
+    /// It was not.
+    Miss(Forwarding),
+    /// It was there, and it may have changed or is older than the caller.
+    Stale(Forwarding),
+    /// It was not looked for: nothing is kept, or the primary's newest was asked for.
+    Bypass,
+}
+
+/// What came of a question to the database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The answer is kept now.
+    pub stored: bool,
+    /// Another read had asked already.
+    pub collapsed: bool,
+}
+
+impl CacheStatus {
+    /// The header's value.
+    pub const fn header(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Hit => "tidemark; hit",
+            Self::Bypass => "tidemark; fwd=bypass",
+            Self::Miss(Forwarding { stored: false, collapsed: false }) => "tidemark; fwd=miss",
+            Self::Miss(Forwarding { stored: true, .. }) => "tidemark; fwd=miss; stored",
+            Self::Miss(Forwarding { collapsed: true, .. }) => "tidemark; fwd=miss; collapsed",
+            Self::Stale(Forwarding { stored: false, collapsed: false }) => "tidemark; fwd=stale",
+            Self::Stale(Forwarding { stored: true, .. }) => "tidemark; fwd=stale; stored",
+            Self::Stale(Forwarding { collapsed: true, .. }) => "tidemark; fwd=stale; collapsed",
+        })
+    }
+
+    /// The same after a question to the database.
+    pub const fn forwarded(self, forwarding: Forwarding) -> Self {
+        match self {
+            Self::Miss(_) => Self::Miss(forwarding),
+            Self::Stale(_) => Self::Stale(forwarding),
+            Self::Hit | Self::Bypass => self,
+        }
     }
 }
 

@@ -30,8 +30,8 @@ use crate::rollup::{Column, Combine};
 use crate::{ProjectionKind, RollupDefinition, ViewDefinition, ViewKind};
 
 pub use read::{
-    ListAnswer, ListColumns, ListItem, RollupAnswer, RollupColumns, RollupRow, RowAnswer,
-    RowColumns, Snapshot, StoredRow,
+    GatheredColumns, ListAnswer, ListColumns, ListItem, RollupAnswer, RollupColumns, RollupRow,
+    RowAnswer, RowColumns, Snapshot, StoredRow,
 };
 
 /// What Postgres cuts longer identifiers to.
@@ -96,6 +96,9 @@ pub struct RowStatements {
     pub upsert: Arc<str>,
     /// `$1 integer`: the aggregate's partition; `$2 text`: its id. Always one row of [`RowColumns`].
     pub read: Arc<str>,
+    /// The same of many in one snapshot, in any order. `$1 integer[]`, `$2 text[]`: partitions and
+    /// ids. A row of [`GatheredColumns`] for each.
+    pub read_many: Arc<str>,
 }
 
 /// The statements of a list view. Deletes run before upserts.
@@ -297,6 +300,7 @@ fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
         delete: delete_rows(table),
         upsert: upsert_rows(table),
         read: read::row(naming, table).into(),
+        read_many: read::rows(naming, table).into(),
     })
 }
 

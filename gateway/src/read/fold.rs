@@ -38,7 +38,7 @@ impl Read<'_> {
         let answer = match self.folded_row(&folded) {
             Ok(Some(data)) => {
                 let version = self.version();
-                self.row_answer(version, folded.at(), folded.version(), data)?
+                self.row_answer(version, folded.at(), folded.version(), &data)
             }
             Ok(None) => self.absent(),
             Err(error) => {

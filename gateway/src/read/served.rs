@@ -1,14 +1,15 @@
 //! Answers from what was read here.
 
+use bytes::Bytes;
 use consistency::{LogPosition, Verdict, Version};
 use http::{StatusCode, header};
 use projection::sql::{ListAnswer, RollupAnswer, RowAnswer};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Read, Target, evidence};
+use super::{Read, Seen, Target, evidence};
 use crate::{
-    answer::{Answer, read_of},
+    answer::{Answer, JSON, read_of},
     error::Error,
     pending, problem,
     read_models::{Found, Place, Question, Snapshot},
@@ -29,8 +30,15 @@ struct Page<'a> {
 }
 
 impl Read<'_> {
-    /// The snapshot as an answer, labelled by its verdict.
-    pub(super) fn served(&self, snapshot: &Snapshot, verdict: Verdict) -> Result<Answer, Error> {
+    /// What was seen as an answer, labelled by its verdict.
+    pub(super) fn served(&self, seen: &Seen, verdict: Verdict) -> Result<Answer, Error> {
+        match seen {
+            Seen::Snapshot(snapshot) => self.snapshot_served(snapshot, verdict),
+            Seen::Kept(kept) => Ok(self.kept_served(kept)),
+        }
+    }
+
+    fn snapshot_served(&self, snapshot: &Snapshot, verdict: Verdict) -> Result<Answer, Error> {
         let at = evidence::shown(snapshot);
         let answer = match &snapshot.found {
             Found::Row(row) => self.row_served(row, snapshot.definition.version())?,
@@ -65,7 +73,7 @@ impl Read<'_> {
 
     fn row_served(&self, found: &RowAnswer, version: u32) -> Result<Answer, Error> {
         match &found.row {
-            Some(row) => self.row_answer(version, row.at, row.version, row.data.clone()),
+            Some(row) => Ok(self.row_answer(version, row.at, row.version, &row.data)),
             None => Ok(self.absent()),
         }
     }
@@ -76,14 +84,14 @@ impl Read<'_> {
         projection_version: u32,
         at: LogPosition,
         version: Version,
-        data: String,
-    ) -> Result<Answer, Error> {
-        let tag = format!("\"{projection_version}-{at}\"");
+        data: &str,
+    ) -> Answer {
+        let tag = row_tag(projection_version, at);
         if self.call.has_tag(&tag) {
-            return Ok(Answer::empty(StatusCode::NOT_MODIFIED).with_header(header::ETAG, &tag));
+            return Answer::empty(StatusCode::NOT_MODIFIED).with_header(header::ETAG, &tag);
         }
-        let item = Item { key: &self.target.key, version, data: raw(data)? };
-        Ok(Answer::json(StatusCode::OK, &item).with_header(header::ETAG, &tag))
+        let body = row_body(&self.target.key, version, data);
+        Answer::typed(StatusCode::OK, JSON, body).with_header(header::ETAG, &tag)
     }
 
     /// There is no such row, and that is as current as any answer.
@@ -133,6 +141,24 @@ impl Read<'_> {
         let answer = pending::answer(self.gateway, self.call, &lag, Some(&self.target.view));
         Ok(answer.saying(self.said(Outcome::Pending, lag.applied, None)))
     }
+}
+
+/// The tag of a row: which rules made it, and of which event it is.
+pub(super) fn row_tag(projection_version: u32, at: LogPosition) -> String {
+    format!("\"{projection_version}-{at}\"")
+}
+
+/// The body of a row's answer; `data` is JSON already.
+pub(super) fn row_body(key: &str, version: Version, data: &str) -> Bytes {
+    let mut body = Vec::with_capacity(data.len() + key.len() + 48);
+    body.extend_from_slice(b"{\"key\":");
+    serde_json::to_writer(&mut body, key).expect("text is written to memory");
+    body.extend_from_slice(b",\"version\":");
+    serde_json::to_writer(&mut body, &version).expect("a number is written to memory");
+    body.extend_from_slice(b",\"data\":");
+    body.extend_from_slice(data.as_bytes());
+    body.push(b'}');
+    body.into()
 }
 
 fn raw(data: String) -> Result<Box<RawValue>, Error> {

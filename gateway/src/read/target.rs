@@ -6,13 +6,14 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use consistency::{
     AggregateId, Demand, LogPosition, Name, Position, Scope, Token, TokenStatus, Version,
 };
-use projection::{LIST_KEY_BYTES_MAX, ProjectionDefinition, ViewKind};
+use projection::{LIST_KEY_BYTES_MAX, ProjectionDefinition, ViewDefinition, ViewKind};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     currency::Partitions,
     error::Error,
     gateway::Gateway,
+    memory::ViewPlace,
     read_models::{Place, Question},
     request::{self, Call},
     token_carrier::TokenCarrier,
@@ -27,6 +28,8 @@ pub struct Target {
     pub newest_version: u32,
     /// The view.
     pub view: Name,
+    /// Its place among all that the projection feeds.
+    pub view_place: ViewPlace,
     /// The row's or the list's key.
     pub key: String,
     /// What the answer depends on.
@@ -55,10 +58,13 @@ impl Target {
         let (view, key) = (request::decoded(view)?, request::decoded(key)?);
         let (definition, view) =
             gateway.domain.view(&view).ok_or_else(|| Error::UnknownView(view.clone()))?;
+        let is_it = |known: &ViewDefinition| known.name() == view.name();
+        let place = definition.views().iter().position(is_it).unwrap_or_default();
         let target = |scope, question, after_page| Self {
             projection: definition.name().clone(),
             newest_version: definition.version(),
             view: view.name().clone(),
+            view_place: (definition.version(), place),
             key: key.clone(),
             scope,
             question,
@@ -220,6 +226,7 @@ mod tests {
         let target = Target {
             projection: own.name().clone(),
             newest_version: 1,
+            view_place: (1, 0),
             view: Name::new("note").unwrap(),
             key: "n-1".to_owned(),
             scope: Scope::Row(aggregate.key()),

@@ -45,7 +45,7 @@ async fn without_nats_a_region_says_so_and_proves_its_answers_by_the_database() 
 
 #[tokio::test]
 async fn a_region_without_its_database_is_not_ready_and_asks_the_primary() {
-    let mut world = World::alone("").await;
+    let mut world = World::alone("read.memory_bytes_max = 0").await;
     world.stock().await;
     let token = world.place("o-1").await.token();
     world.catch_up().await;
@@ -66,7 +66,7 @@ async fn a_region_without_its_database_is_not_ready_and_asks_the_primary() {
 
 #[tokio::test]
 async fn a_database_set_back_serves_nothing_it_has_lost() {
-    let mut world = World::alone("").await;
+    let mut world = World::alone("read.memory_bytes_max = 0").await;
     world.stock().await;
     let old = world.place("o-1").await.token();
     let kept = world.catch_up().await;

@@ -12,6 +12,7 @@ mod forwarding;
 mod hints;
 mod lists;
 mod matrix;
+mod memory;
 mod once;
 mod policies;
 mod projector;

@@ -89,7 +89,7 @@ async fn a_hint_ahead_of_the_database_changes_no_answer() {
 
 #[tokio::test]
 async fn a_database_that_went_back_is_noticed_and_waited_for() {
-    let mut world = World::start().await;
+    let mut world = World::with("read.memory_bytes_max = 0").await;
     world.stock().await;
     let token = world.place("o-1").await.token();
     world.catch_up().await;

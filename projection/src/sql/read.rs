@@ -21,6 +21,19 @@ pub type RowColumns = (
     Option<String>,
 );
 
+/// A row of the read of many: which of those asked for, from 1, then as in [`RowColumns`].
+pub type GatheredColumns = (
+    i64,
+    Option<i32>,
+    Option<i32>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    Option<i32>,
+    Option<i64>,
+    Option<String>,
+);
+
 /// The one row of a list view's read: active version; the checkpoints' partitions, epochs and
 /// positions; types, ids and positions of parked aggregates, and whether these are all; of the items
 /// aggregate ids, versions, epochs, positions, created positions and data.
@@ -163,6 +176,16 @@ impl RowAnswer {
     }
 }
 
+impl RowAnswer {
+    /// The same of one among many, and which it is, from 0.
+    pub fn from_gathered(columns: GatheredColumns) -> Result<(usize, Self), ColumnError> {
+        let (place, a, b, c, d, e, f, g, h) = columns;
+        let at = usize::try_from(place).ok().and_then(|place| place.checked_sub(1));
+        let at = at.ok_or_else(|| wrong("place", place))?;
+        Ok((at, Self::from_columns((a, b, c, d, e, f, g, h))?))
+    }
+}
+
 type SnapshotColumns =
     (Option<i32>, Vec<i32>, Vec<i32>, Vec<i64>, Vec<String>, Vec<String>, Vec<i64>, bool);
 
@@ -270,9 +293,25 @@ fn log_position(
 }
 
 pub(super) fn row(naming: &Naming<'_>, table: &str) -> String {
+    row_of(naming, table, "", "(values (1)) as always", "$1::integer", "$2::text")
+}
+
+pub(super) fn rows(naming: &Naming<'_>, table: &str) -> String {
+    let many = "unnest($1::integer[], $2::text[]) with ordinality as asked(partition, id, place)";
+    row_of(naming, table, "asked.place,", many, "asked.partition", "asked.id")
+}
+
+fn row_of(
+    naming: &Naming<'_>,
+    table: &str,
+    place: &str,
+    asked: &str,
+    partition: &str,
+    id: &str,
+) -> String {
     let Naming { projection, version, aggregate_type } = naming;
     format!(
-        r#"select
+        r#"select {place}
             (select active.version from projection_version as active
                 where active.projection = '{projection}' and active.active) as active_version,
             checkpoint.epoch as checkpoint_epoch,
@@ -280,12 +319,12 @@ pub(super) fn row(naming: &Naming<'_>, table: &str) -> String {
             (select parked.position from parked
                 where parked.projection = '{projection}' and parked.version = {version}
                     and parked.aggregate_type = '{aggregate_type}'
-                    and parked.aggregate_id = $2) as parked_position,
+                    and parked.aggregate_id = {id}) as parked_position,
             held.version, held.epoch, held.position, held.data::text as data
-        from (values (1)) as always
+        from {asked}
         left join checkpoint on checkpoint.projection = '{projection}'
-            and checkpoint.version = {version} and checkpoint.partition = $1::integer
-        left join "{table}" as held on held.aggregate_id = $2::text"#
+            and checkpoint.version = {version} and checkpoint.partition = {partition}
+        left join "{table}" as held on held.aggregate_id = {id}"#
     )
 }
 

@@ -189,6 +189,25 @@ async fn read_row(pool: &PgPool, definition: &ProjectionDefinition, id: &str) ->
     RowAnswer::from_columns(columns).unwrap()
 }
 
+async fn read_rows(
+    pool: &PgPool,
+    definition: &ProjectionDefinition,
+    ids: &[&str],
+) -> Vec<RowAnswer> {
+    let partition = |id: &&str| i32::from(definition.partition_count().partition_of(id));
+    let gathered = sqlx::query_as(AssertSqlSafe(row_statements(definition).read_many.clone()))
+        .bind(ids.iter().map(partition).collect::<Vec<_>>())
+        .bind(ids)
+        .fetch_all(pool)
+        .await
+        .unwrap();
+    let answers = gathered.into_iter().map(|columns| RowAnswer::from_gathered(columns).unwrap());
+    let mut answers: Vec<_> = answers.collect();
+    answers.sort_by_key(|(place, _)| *place);
+    assert!(answers.iter().map(|(place, _)| *place).eq(0..ids.len()));
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
 async fn read_list(
     pool: &PgPool,
     definition: &ProjectionDefinition,
@@ -252,7 +271,13 @@ async fn one_statement_gives_row_checkpoint_parked_and_active_version() {
 
     park(pool, &definition, "n-absent", 2).await;
     let absent = read_row(pool, &definition, "n-absent").await;
-    assert_eq!((absent.row, absent.parked), (None, Some(position(2))));
+    assert_eq!((&absent.row, absent.parked), (&None, Some(position(2))));
+
+    let asked = ["n-absent", "n-1", "n-nobody", "n-1"];
+    let gathered = read_rows(pool, &definition, &asked).await;
+    for (id, gathered) in asked.iter().zip(gathered) {
+        assert_eq!(gathered, read_row(pool, &definition, id).await, "{id} among many");
+    }
 }
 
 #[tokio::test]

@@ -185,6 +185,9 @@ pub struct PrimaryConfig {
     /// How many of them may be reads, which may wait there; the rest is kept for writes.
     #[serde(default = "forwarded_reads_max_default")]
     pub forwarded_reads_max: usize,
+    /// Requests of proxied routes under way to it at once. They have a connection each.
+    #[serde(default = "forwarded_streams_max_default")]
+    pub forwarded_streams_max: usize,
     /// Bound on connecting to it.
     #[serde(default = "primary_connect_timeout_default")]
     pub connect_timeout: Period,
@@ -205,6 +208,10 @@ fn forwards_max_default() -> usize {
 
 fn forwarded_reads_max_default() -> usize {
     160
+}
+
+fn forwarded_streams_max_default() -> usize {
+    256
 }
 
 fn primary_connect_timeout_default() -> Period {

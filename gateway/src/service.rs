@@ -107,6 +107,8 @@ impl Service {
         let deadline = request::deadline(&parts.headers, began, bound);
         let presented = epochs::open(gateway, &parts.headers, deadline).await;
         let route = self.routes.at(parts.uri.path()).ok().map(|found| *found.value);
+        let is_proxied = route.is_none() && gateway.routes.find(parts.uri.path()).is_some();
+        let label = if is_proxied { "proxied" } else { Route::pattern(route) };
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
         let is_write = !parts.method.is_safe();
@@ -147,7 +149,7 @@ impl Service {
             *response.body_mut() = Body::empty();
         }
         let status = response.status().as_u16();
-        gateway.instruments.answered(Route::pattern(route), method, status, began.elapsed());
+        gateway.instruments.answered(label, method, status, began.elapsed());
         response
     }
 

@@ -16,7 +16,8 @@ use std::{
 use bytes::Bytes;
 use consistency::{LogPosition, Name};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header, uri::Scheme,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header,
+    uri::Scheme,
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -45,6 +46,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// What is kept of a deadline for the answer's way through both processes.
 const ANSWER_MARGIN: Duration = Duration::from_millis(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Below the time for which the primary's listener keeps an idle connection.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why the primary did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +152,8 @@ impl Outgoing<'_> {
 pub struct Streamed {
     /// Its status.
     pub status: StatusCode,
+    /// The protocol.
+    pub version: Version,
     /// Its headers.
     pub headers: HeaderMap,
     /// Its body.
@@ -183,6 +188,9 @@ pub struct Reply {
 #[derive(Debug)]
 pub struct Upstream {
     client: Client<HttpConnector, Body>,
+    /// For bodies that stream: a connection each, since one that nobody reads would hold up all others
+    /// on a connection that they share.
+    streams: Client<HttpConnector, Body>,
     authority: http::uri::Authority,
     name: Name,
     asked: HeaderValue,
@@ -190,6 +198,7 @@ pub struct Upstream {
     credential: HeaderValue,
     budget: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    stream_budget: Arc<Semaphore>,
     breaker: Breaker,
     trip_ms: AtomicU32,
 }
@@ -224,9 +233,15 @@ impl Upstream {
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .http2_keep_alive_while_idle(true)
+            .build(connector.clone());
+        let streams = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(STREAM_IDLE_TIMEOUT)
             .build(connector);
         Ok(Self {
             client,
+            streams,
             authority,
             name: config.name.clone(),
             asked: HeaderValue::from_str(config.name.as_str()).map_err(|_| UpstreamError::Url)?,
@@ -234,6 +249,7 @@ impl Upstream {
             credential: hop::credential(credential).ok_or(UpstreamError::Credential)?,
             budget: Arc::new(Semaphore::new(config.forwards_max)),
             reads: Arc::new(Semaphore::new(config.forwarded_reads_max)),
+            stream_budget: Arc::new(Semaphore::new(config.forwarded_streams_max)),
             breaker: Breaker::new(config.breaker_failures_max, config.breaker_open.get()),
             trip_ms: AtomicU32::new(0),
         })
@@ -258,32 +274,34 @@ impl Upstream {
     /// Sends a request of a caller, marked as forwarded. Reads have a budget of their own: they may
     /// wait at the primary, and must not wait in the way of writes.
     pub async fn forward(&self, outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
-        let deadline = outgoing.deadline;
-        let (outgoing, held) = self.marked(outgoing)?;
-        self.tried(deadline, async { whole(self.exchange(outgoing, held).await?).await }).await
+        let mut held = vec![taken(&self.budget)?];
+        if outgoing.method.is_safe() {
+            held.push(taken(&self.reads)?);
+        }
+        let (deadline, outgoing) = (outgoing.deadline, self.marked(outgoing));
+        let exchange = async { whole(self.exchange(&self.client, outgoing, held).await?).await };
+        self.tried(deadline, exchange).await
     }
 
-    /// The same, and the body of the answer comes as the primary sends it.
+    /// The same, and bodies come as they are sent. Streams have a budget of their own too, since they last
+    /// as long as their readers like.
     pub async fn forward_streamed(&self, outgoing: Outgoing<'_>) -> Result<Streamed, ForwardError> {
-        let deadline = outgoing.deadline;
-        let (outgoing, held) = self.marked(outgoing)?;
-        self.tried(deadline, self.exchange(outgoing, held)).await
+        let held = vec![taken(&self.stream_budget)?];
+        let (deadline, outgoing) = (outgoing.deadline, self.marked(outgoing));
+        self.tried(deadline, self.exchange(&self.streams, outgoing, held)).await
     }
 
     /// Sends a request of our own.
     pub async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
         let held = vec![taken(&self.budget)?];
         let deadline = outgoing.deadline;
-        self.tried(deadline, async { whole(self.exchange(outgoing, held).await?).await }).await
+        let exchange = async { whole(self.exchange(&self.client, outgoing, held).await?).await };
+        self.tried(deadline, exchange).await
     }
 
-    fn marked<'a>(&self, mut outgoing: Outgoing<'a>) -> Result<(Outgoing<'a>, Held), ForwardError> {
-        let mut held = vec![taken(&self.budget)?];
-        if outgoing.method.is_safe() {
-            held.push(taken(&self.reads)?);
-        }
+    fn marked<'a>(&self, mut outgoing: Outgoing<'a>) -> Outgoing<'a> {
         outgoing.headers.insert(hop::HOP, self.region.clone());
-        Ok((outgoing, held))
+        outgoing
     }
 
     /// Lets the breaker know how an exchange ends.
@@ -301,13 +319,18 @@ impl Upstream {
     }
 
     /// Sends, once more if it may be and the connection was to blame.
-    async fn exchange(&self, outgoing: Outgoing<'_>, held: Held) -> Result<Streamed, ForwardError> {
+    async fn exchange(
+        &self,
+        client: &Client<HttpConnector, Body>,
+        outgoing: Outgoing<'_>,
+        held: Held,
+    ) -> Result<Streamed, ForwardError> {
         let began = Instant::now();
         let again = outgoing.again();
-        let response = match (self.request_once(outgoing).await, again) {
+        let response = match (self.request_once(client, outgoing).await, again) {
             (Err(error), Some(again)) if error.is_of_connection() => {
                 tracing::debug!(%error, "asked the primary once more");
-                self.request_once(again).await?
+                self.request_once(client, again).await?
             }
             (response, _) => response?,
         };
@@ -315,6 +338,7 @@ impl Upstream {
         let head = parts.headers.get(hop::HEAD).and_then(|head| head.to_str().ok());
         Ok(Streamed {
             status: parts.status,
+            version: parts.version,
             head: head.and_then(request::log_position),
             headers: parts.headers,
             body,
@@ -325,11 +349,12 @@ impl Upstream {
 
     async fn request_once(
         &self,
+        client: &Client<HttpConnector, Body>,
         mut outgoing: Outgoing<'_>,
     ) -> Result<http::Response<Incoming>, ForwardError> {
         let fault = outgoing.body.watch();
         let request = self.request(outgoing, Instant::now())?;
-        self.client.request(request).await.map_err(|error| match fault.get() {
+        client.request(request).await.map_err(|error| match fault.get() {
             Some(fault) => ForwardError::Body(*fault),
             None if error.is_connect() => ForwardError::Connect(error),
             None => ForwardError::Lost(Box::new(error)),
@@ -393,7 +418,7 @@ fn taken(budget: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ForwardError> 
 }
 
 async fn whole(streamed: Streamed) -> Result<Reply, ForwardError> {
-    let Streamed { status, headers, body, took, head, held } = streamed;
+    let Streamed { status, headers, body, took, head, held, .. } = streamed;
     let began = Instant::now();
     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {

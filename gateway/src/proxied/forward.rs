@@ -1,6 +1,6 @@
 //! Requests on a route that the primary region answers, with bodies that stream both ways.
 
-use http::{HeaderValue, StatusCode, Version};
+use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::{Route, fault, headers, passed};
@@ -95,10 +95,10 @@ async fn exchange(
 
 /// The primary's answer as ours.
 fn answer(gateway: &Gateway, route: &Route, streamed: Streamed) -> Result<Answer, Error> {
-    let Streamed { status, headers, body, held, .. } = streamed;
+    let Streamed { status, version, headers, body, held, .. } = streamed;
     let shows = gateway.carrier.open_answer(&headers, &gateway.history());
     let body = passed(body, status, route.answer_bounds(), held)?;
-    let mut passed_on = headers::answered(gateway, &headers, Version::HTTP_2);
+    let mut passed_on = headers::answered(gateway, &headers, version);
     if shows.is_none() {
         // It says more than we can: it goes on as it is.
         let sealed = headers.get(CONSISTENCY_TOKEN).cloned();

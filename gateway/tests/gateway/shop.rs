@@ -7,8 +7,8 @@ use std::sync::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
 use process::server::{ServerLimits, serve};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -92,6 +92,12 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
         (_, "/shop/echo") => {
             let body = request.into_body().map_err(|error| Box::new(error) as BoxError);
             Response::new(body.boxed_unsync())
+        }
+        (_, "/shop/flood") => {
+            let pieces = futures::stream::repeat_with(|| {
+                Ok::<_, BoxError>(Frame::data(Bytes::from_static(&[b'x'; 65_536])))
+            });
+            Response::new(StreamBody::new(pieces).boxed_unsync())
         }
         (_, "/shop/broken") => json(StatusCode::INTERNAL_SERVER_ERROR, json!({"broken": true})),
         _ => json(StatusCode::NOT_FOUND, json!({})),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use crate::checkpoint::VersionKey;
 use crate::partition::plan::Parking;
@@ -23,17 +23,17 @@ pub struct Trip {
     pub parked_count: i64,
 }
 
-/// A version that an operator lets go on.
+/// What an operator lets go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Resumed {
     /// The projection.
     pub projection: String,
-    /// Its version.
-    pub version: i32,
+    /// Its version; `None` when all of them were paused.
+    pub version: Option<i32>,
     /// What it had stopped for.
     pub reason: String,
     /// Aggregates that may be parked for it before any counts against the bound.
-    pub accepted_count: i64,
+    pub accepted_count: Option<i64>,
 }
 
 /// Whether these parkings pass the bound, together with those before them. Other partitions may be
@@ -71,8 +71,9 @@ pub async fn check(
     Ok(None)
 }
 
-/// Says in the database that a version has stopped, and whether an operator has accepted that.
-pub async fn is_accepted(
+/// Says in the database that a version has stopped, which stops it in every process. `true` when an
+/// operator has accepted as much already.
+pub async fn trip(
     connection: &mut PgConnection,
     key: &VersionKey,
     trip: &Trip,
@@ -82,8 +83,7 @@ pub async fn is_accepted(
            values ($1, $2, $3, $4)
            on conflict (projection, version, reason) do update set
                parked_count = excluded.parked_count,
-               tripped_at = case when breaker.parked_count = excluded.parked_count
-                   then breaker.tripped_at else excluded.tripped_at end
+               tripped_at = excluded.tripped_at
            returning accepted_count >= parked_count as "is_accepted!""#,
         key.projection.as_str(),
         key.version_column(),
@@ -94,15 +94,19 @@ pub async fn is_accepted(
     .await
 }
 
-/// Lets what has stopped go on: one projection, or all. A running projector notices by itself.
-pub async fn resume(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Resumed>, sqlx::Error> {
+/// Accepts what has stopped: of one projection, or of all.
+pub async fn resume(
+    connection: &mut PgConnection,
+    projection: Option<&str>,
+) -> Result<Vec<Resumed>, sqlx::Error> {
     sqlx::query_as!(
         Resumed,
-        "update parking_breaker set accepted_count = parked_count
-         where accepted_count < parked_count and ($1::text is null or projection = $1)
-         returning projection, version, reason, accepted_count",
+        r#"update parking_breaker set accepted_count = parked_count
+           where accepted_count < parked_count and ($1::text is null or projection = $1)
+           returning projection, version as "version?", reason,
+               accepted_count as "accepted_count?""#,
         projection,
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await
 }

@@ -4,6 +4,7 @@
 //! transaction that writes the rows. The fence alone would apply a batch twice when a commit's
 //! outcome is unknown, and a fence that is only read protects nothing.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use consistency::{CommittedAt, Epoch, EventId, LogPosition, Name, Position};
@@ -94,17 +95,20 @@ pub async fn create(
     Ok(())
 }
 
-/// Takes every partition of a version over: whoever held one before can commit no more.
+/// Takes partitions of a version over: whoever held one before can commit no more.
 pub async fn take(
     connection: &mut PgConnection,
     key: &VersionKey,
+    partitions: &BTreeSet<u16>,
 ) -> Result<Vec<Held>, CheckpointError> {
+    let partitions: Vec<i32> = partitions.iter().copied().map(i32::from).collect();
     let rows = sqlx::query!(
         "update checkpoint set fence = fence + 1
-         where projection = $1 and version = $2
+         where projection = $1 and version = $2 and partition = any($3)
          returning partition, epoch, position, event_id, fence",
         key.projection.as_str(),
         key.version_column(),
+        &partitions,
     )
     .fetch_all(connection)
     .await?;

@@ -1,5 +1,9 @@
 //! The configuration of a region's projector.
 
+mod limits;
+
+use std::collections::BTreeMap;
+
 use process::admin::AdminConfig;
 use process::config::{Config, Period, Secret, SecretUrl};
 use process::nats::NatsConfig;
@@ -7,6 +11,8 @@ use process::postgres::PostgresConfig;
 use process::telemetry::LogConfig;
 use serde::Deserialize;
 use uuid::Uuid;
+
+pub use limits::{ApplyConfig, LimitsConfig, PartitionSet};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,6 +37,12 @@ pub struct ProjectorConfig {
     /// How events are applied.
     #[serde(default)]
     pub apply: ApplyConfig,
+    /// What single projections have otherwise, by name.
+    #[serde(default)]
+    pub projection: BTreeMap<String, LimitsConfig>,
+    /// How partitions are shared with other processes.
+    #[serde(default)]
+    pub sharing: SharingConfig,
     /// How long a shutdown may take.
     #[serde(default = "grace_default")]
     pub shutdown_grace: Period,
@@ -88,55 +100,21 @@ pub struct PrimaryLogConfig {
     pub bridge_events_max: u64,
 }
 
-/// How events are applied.
-#[derive(Debug, Clone, Copy, Deserialize)]
+/// How the partitions are shared with the region's other projector processes.
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
-pub struct ApplyConfig {
-    /// Most events of one transaction.
-    pub batch_events_max: usize,
-    /// Bytes of events that are applied in one transaction at most; what arrived last may pass it.
-    pub batch_bytes_max: usize,
-    /// Bytes of events that wait for all partitions of a version together at most.
-    pub queue_bytes_max: u32,
-    /// Chunks of events that wait for a partition at most.
-    pub queue_chunks_max: usize,
-    /// An idle partition stores how far it has read this often at most.
-    pub idle_store_interval: Period,
-    /// Stored checkpoints are compared with memory this often, to notice a database that went back.
-    pub verify_interval: Period,
-    /// The first pause after an error; it doubles up to `retry_pause_max`.
-    pub retry_pause_min: Period,
-    /// The longest pause after an error.
-    pub retry_pause_max: Period,
-    /// The deadline of one transaction, and of one look at the checkpoints.
-    pub attempt_timeout: Period,
-    /// Aggregates of one version that may be parked for one reason; it stops before there are more.
-    pub parked_aggregates_max: u64,
-    /// Keys that an announcement names at most; beyond, every key counts as touched.
-    pub announced_keys_max: usize,
-    /// Events of one aggregate that are fetched from the log at most to fill a gap in its versions.
-    pub gap_events_max: usize,
-    /// How long the log is asked for them before the aggregate is parked.
-    pub gap_wait_max: Period,
+pub struct SharingConfig {
+    /// A process that has not renewed its leases for so long, by the database's clock, loses them.
+    pub lease: Period,
+    /// How often it renews them.
+    pub renew_interval: Period,
+    /// What this process is called, the same after each start; its host and admin port unless set.
+    pub name: Option<String>,
 }
 
-impl Default for ApplyConfig {
+impl Default for SharingConfig {
     fn default() -> Self {
-        Self {
-            batch_events_max: 1000,
-            batch_bytes_max: 16 * 1024 * 1024,
-            queue_bytes_max: 64 * 1024 * 1024,
-            queue_chunks_max: 16,
-            idle_store_interval: Period::from_secs(1),
-            verify_interval: Period::from_secs(1),
-            retry_pause_min: Period::from_millis(50),
-            retry_pause_max: Period::from_secs(1),
-            attempt_timeout: Period::from_secs(30),
-            parked_aggregates_max: 100,
-            announced_keys_max: 1000,
-            gap_events_max: 10_000,
-            gap_wait_max: Period::from_secs(10),
-        }
+        Self { lease: Period::from_secs(5), renew_interval: Period::from_secs(1), name: None }
     }
 }
 
@@ -182,6 +160,12 @@ impl ProjectorConfig {
         self.region == self.primary_region
     }
 
+    /// How the events of one projection are applied.
+    pub fn apply_to(&self, projection: &str) -> ApplyConfig {
+        let own = self.projection.get(projection);
+        own.map_or(self.apply, |own| own.over(&self.apply))
+    }
+
     /// The JetStream domain of the region's server.
     pub fn domain(&self) -> &str {
         self.nats.domain.as_deref().unwrap_or(&self.region)
@@ -206,16 +190,22 @@ impl Config for ProjectorConfig {
         if !self.is_primary() && self.domain() == self.primary_domain() {
             mistakes.push("nats.domain: must not be the primary's, a mirror needs its own".into());
         }
+        mistakes.extend(self.apply.mistakes("apply"));
+        for (name, limits) in &self.projection {
+            // What is wrong everywhere has been said.
+            let wrong =
+                limits.over(&ApplyConfig::default()).mistakes(&format!("projection.{name}"));
+            mistakes.extend(wrong);
+        }
         let positive = [
-            ("apply.batch_events_max", self.apply.batch_events_max),
-            ("apply.queue_chunks_max", self.apply.queue_chunks_max),
-            ("apply.batch_bytes_max", self.apply.batch_bytes_max),
-            ("apply.queue_bytes_max", self.apply.queue_bytes_max as usize),
             ("nats.pull_bytes_max", self.nats.pull_bytes_max),
             ("primary_log.page_events_max", self.primary_log.page_events_max),
         ];
         let zero = positive.into_iter().filter(|(_, value)| *value == 0);
         mistakes.extend(zero.map(|(key, _)| format!("{key}: must not be zero")));
+        if self.sharing.lease.get() < 2 * self.sharing.renew_interval.get() {
+            mistakes.push("sharing.lease: must be twice sharing.renew_interval at least".into());
+        }
         if self.apply.retry_pause_max < self.apply.retry_pause_min {
             mistakes.push("apply.retry_pause_max: must not be below apply.retry_pause_min".into());
         }
@@ -258,16 +248,40 @@ mod tests {
     }
 
     #[test]
+    fn a_projection_has_its_own_limits_and_the_rest_from_all() {
+        let config = loaded(&[
+            ("PROJECTOR__APPLY__BATCH_EVENTS_MAX", "500"),
+            ("PROJECTOR__APPLY__PARTITIONS", "0,1"),
+            ("PROJECTOR__PROJECTION__ORDERS__BATCH_EVENTS_MAX", "10"),
+            ("PROJECTOR__PROJECTION__ORDERS__PARTITIONS", "[7]"),
+        ])
+        .unwrap();
+        let (orders, other) = (config.apply_to("orders"), config.apply_to("other"));
+        assert_eq!((orders.batch_events_max, other.batch_events_max), (10, 500));
+        assert_eq!(orders.batch_ms_max, other.batch_ms_max);
+        let named = |limits: ApplyConfig| limits.partitions.unwrap().below(8);
+        assert_eq!(named(orders), [7].into());
+        assert_eq!(named(other), [0, 1].into());
+        for wrong in ["0,x", "1024", ""] {
+            let said = loaded(&[("PROJECTOR__APPLY__PARTITIONS", wrong)]).unwrap_err().to_string();
+            assert!(said.contains("apply.partitions"), "{wrong}: {said}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_reported_together() {
         let wrong = [
             ("PROJECTOR__REGION", "EU West"),
             ("PROJECTOR__NATS__DOMAIN", "us-east"),
             ("PROJECTOR__APPLY__BATCH_EVENTS_MAX", "0"),
             ("PROJECTOR__APPLY__RETRY_PAUSE_MAX", "1ms"),
+            ("PROJECTOR__PROJECTION__ORDERS__BATCH_MS_MAX", "0"),
+            ("PROJECTOR__SHARING__LEASE", "1s"),
             ("PROJECTOR__ADMIN__ADDRESS", "0.0.0.0:9000"),
         ];
         let said = loaded(&wrong).unwrap_err().to_string();
         let keys = ["region", "nats.domain", "batch_events_max", "retry_pause_max", "credential"];
+        let keys = keys.into_iter().chain(["projection.orders.batch_ms_max", "sharing.lease"]);
         for key in keys {
             assert!(said.contains(key), "{key}: {said}");
         }

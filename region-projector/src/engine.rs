@@ -1,7 +1,9 @@
-//! One version of a projection: takes its partitions over, lets them run, and starts anew when the
-//! database turns out not to be what memory says.
+//! One version of a projection: takes its share of the partitions, lets them run, and starts anew when
+//! its share changes or the database turns out not to be what memory says.
 
-use std::collections::BTreeMap;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,31 +11,32 @@ use async_nats::jetstream::Context;
 use consistency::{Epoch, Position};
 use projection::ProjectionDefinition;
 use sqlx::PgPool;
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
+use crate::attempt::{Attempt, bounded};
 use crate::breaker::{self, Trip};
-use crate::chain::{Broken, Chain};
+use crate::chain::Broken;
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::dead_letters::{self, DeadLetterError};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
-use crate::partition::{Left, Partition};
 use crate::reader::pull::Bounds;
-use crate::reader::{Chunk, Ended, Reader};
-use crate::retry::{Backoff, bounded};
+use crate::retry::Backoff;
+use crate::sharing::rows::{self, Snapshot};
+use crate::sharing::{Sharing, split::Moves};
 use crate::start::key_of;
 use crate::status::Status;
 use crate::telemetry::Telemetry;
 
-/// What all versions share.
+/// What an engine works with. All versions share it, but for `pool` and `config`.
 #[derive(Clone)]
 pub struct Shared {
-    /// The region's database.
+    /// The region's database; a pool of the version's own, so that one that is stuck has no other's
+    /// connections.
     pub pool: PgPool,
     /// The region's NATS server.
     pub context: Context,
@@ -57,6 +60,8 @@ pub struct Shared {
     pub poll_interval: Duration,
     /// Where announcements go.
     pub announcer: Announcer,
+    /// Who else is there.
+    pub sharing: Sharing,
     /// What was reached.
     pub status: Status,
     /// What is wrong.
@@ -65,6 +70,8 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Bounds and intervals.
     pub config: ApplyConfig,
+    /// What was begun gets so long to end once a stop is asked for.
+    pub drain_max: Duration,
 }
 
 /// One version of a projection.
@@ -74,13 +81,29 @@ pub struct Engine {
     shared: Shared,
 }
 
-/// Why a session ended.
+/// What is to be done, as far as the database shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Aim {
+    /// These partitions are to be applied here.
+    Apply(BTreeSet<u16>),
+    /// Nothing is, since an operator has paused the projection.
+    Paused,
+    /// Nothing is, since too much would be parked for a reason.
+    Tripped(String),
+}
+
+/// Partitions that are held, with what memory knows of them.
+type Holdings = BTreeMap<u16, Held>;
+
+/// Why a turn ended.
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+enum TurnError {
     #[error("checkpoints cannot be taken over")]
     Checkpoint(#[from] CheckpointError),
     #[error("{found} checkpoints for {expected} partitions")]
-    Incomplete { found: usize, expected: u16 },
+    Incomplete { found: usize, expected: usize },
+    #[error("the process was taken for dead")]
+    NotIn,
     #[error("the database is not as it was left")]
     Displaced,
     #[error("letters cannot be retried")]
@@ -93,7 +116,7 @@ enum SessionError {
     Epoch { found: Epoch, expected: Epoch },
 }
 
-impl From<sqlx::Error> for SessionError {
+impl From<sqlx::Error> for TurnError {
     fn from(error: sqlx::Error) -> Self {
         Self::Checkpoint(error.into())
     }
@@ -105,29 +128,29 @@ impl Engine {
         Self { key: key_of(&definition), definition, shared }
     }
 
-    /// Runs until it is stopped. After an end that another try may mend, everything is taken over
-    /// again from the stored checkpoints; a broken chain and a breaker wait for an operator.
+    /// Runs until it is stopped. After an end that another try may mend, what memory does not know any
+    /// more is taken over again from the stored checkpoints; a broken chain waits for an operator.
     pub async fn run(self, stop: CancellationToken) {
         let Shared { config, health, telemetry, .. } = &self.shared;
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
+        let mut seen = self.shared.sharing.seen();
+        let mut held = Holdings::new();
         let mut letters_retried = false;
         telemetry.begun(&self.key);
-        loop {
-            let error = match self.begin(&mut letters_retried, &stop).await {
-                Ok(()) => return,
+        while let Some(aim) = self.next_aim(&mut seen, &stop).await {
+            let turn = self.turn(&aim, &mut held, &mut letters_retried, &stop).await;
+            let error = match turn {
+                Ok(()) => {
+                    backoff.reset();
+                    continue;
+                }
+                Err(TurnError::Tripped(trip)) => match self.trip(&trip).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
-            let part = match &error {
-                SessionError::Tripped(trip) => match self.await_resume(trip, &stop).await {
-                    Some(()) => continue,
-                    None => return,
-                },
-                SessionError::Letters(_)
-                | SessionError::Checkpoint(_)
-                | SessionError::Incomplete { .. }
-                | SessionError::Displaced => Part::Database,
-                SessionError::Broken(_) | SessionError::Epoch { .. } => Part::Chain,
-            };
+            let part = part_of(&error);
             health.unwell(part, &self.key, chain_of(&error));
             if part == Part::Chain {
                 tracing::error!(
@@ -144,221 +167,186 @@ impl Engine {
         }
     }
 
-    /// A session, and before the first of them what an older binary could not apply.
-    async fn begin(
+    /// What is to be done now; waits for the first look at the database. `None` when it is stopped.
+    async fn next_aim(
         &self,
+        seen: &mut watch::Receiver<Option<Arc<Snapshot>>>,
+        stop: &CancellationToken,
+    ) -> Option<Aim> {
+        let looked = seen.wait_for(Option::is_some);
+        let looked = stop.run_until_cancelled(looked).await?.ok()?;
+        (!stop.is_cancelled()).then(|| self.aim(looked.as_deref()))
+    }
+
+    fn aim(&self, seen: Option<&Snapshot>) -> Aim {
+        let Some(seen) = seen else { return Aim::Apply(BTreeSet::new()) };
+        let Self { key, definition, shared } = self;
+        let name = (key.projection.to_string(), key.version_column());
+        if seen.paused.contains(&name.0) {
+            return Aim::Paused;
+        }
+        if let Some(reason) = seen.tripped.get(&name) {
+            return Aim::Tripped(reason.clone());
+        }
+        let partition_count = definition.partition_count().get();
+        if let Some(by_hand) = &shared.config.partitions {
+            return Aim::Apply(by_hand.below(partition_count));
+        }
+        let Some(split) = seen.splits.get(&name) else { return Aim::Apply(BTreeSet::new()) };
+        let me = shared.sharing.process();
+        let salt = consistency::fnv1a_32(key.to_string().as_bytes());
+        let Moves { take, give } = split.moves(me, partition_count, salt);
+        let held = split.held_by(me);
+        Aim::Apply(held.difference(&give).chain(&take).copied().collect())
+    }
+
+    /// Ends when there is something else to be done than `aim`.
+    async fn aim_changed(&self, aim: &Aim) {
+        let mut seen = self.shared.sharing.seen();
+        // Without its keeper nothing changes any more but by a stop.
+        if seen.wait_for(|seen| self.aim(seen.as_deref()) != *aim).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    async fn turn(
+        &self,
+        aim: &Aim,
+        held: &mut Holdings,
         letters_retried: &mut bool,
         stop: &CancellationToken,
-    ) -> Result<(), SessionError> {
-        if !*letters_retried {
-            let Shared { pool, config, announcer, .. } = &self.shared;
-            let retried =
-                dead_letters::retry_newly_known(pool, &self.definition, config, announcer);
-            match stop.run_until_cancelled(retried).await {
-                Some(retried) => retried?,
-                None => return Ok(()),
+    ) -> Result<(), TurnError> {
+        match aim {
+            Aim::Apply(wanted) => {
+                if !std::mem::replace(letters_retried, true) && !wanted.is_empty() {
+                    let retried = stop.run_until_cancelled(self.retry_letters()).await;
+                    *letters_retried = matches!(retried, Some(Ok(())));
+                    retried.unwrap_or(Ok(()))?;
+                }
+                self.settle(wanted, held).await?;
+                self.shared.health.well(Part::Database, &self.key);
+                self.session(aim, held, stop).await
             }
-            *letters_retried = true;
+            Aim::Paused => {
+                let reason = "paused by an operator";
+                self.rest(aim, (Part::Paused, reason), stop).await;
+                Ok(())
+            }
+            Aim::Tripped(reason) => {
+                let said = format!("stopped before too much is parked for reason {reason}");
+                self.shared.telemetry.stopped(&self.key, reason, true);
+                self.rest(aim, (Part::Breaker, &said), stop).await;
+                self.shared.telemetry.stopped(&self.key, reason, false);
+                Ok(())
+            }
         }
-        self.session(stop).await
     }
 
-    /// Until an operator accepts what would be parked; `None` when it is stopped before.
-    async fn await_resume(&self, trip: &Trip, stop: &CancellationToken) -> Option<()> {
-        let Shared { pool, config, health, telemetry, .. } = &self.shared;
-        let who = format!("{} breaker", self.key);
-        health.unwell(Part::Breaker, &self.key, trip);
-        telemetry.stopped(&self.key, trip.reason, true);
+    /// What an older binary could not apply.
+    async fn retry_letters(&self) -> Result<(), DeadLetterError> {
+        let Shared { pool, config, announcer, .. } = &self.shared;
+        dead_letters::retry_newly_known(pool, &self.definition, config, announcer).await
+    }
+
+    /// Until an operator resumes.
+    async fn rest(&self, aim: &Aim, (part, reason): (Part, &str), stop: &CancellationToken) {
+        let health = &self.shared.health;
+        health.unwell(part, &self.key, reason);
+        tracing::warn!(version = %self.key, reason, "nothing is applied until an operator resumes");
+        if stop.run_until_cancelled(self.aim_changed(aim)).await.is_some() {
+            tracing::info!(version = %self.key, "resumed");
+        }
+        health.well(part, &self.key);
+    }
+
+    /// Says in the database that the version has stopped, and waits until that is seen.
+    async fn trip(&self, trip: &Trip) -> Result<(), TurnError> {
+        let Shared { pool, config, sharing, .. } = &self.shared;
         tracing::error!(version = %self.key, error = %trip, "stopped: an operator has to decide");
-        let mut ticks = interval(config.verify_interval.get());
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            stop.run_until_cancelled(ticks.tick()).await?;
-            let look = Box::pin(async {
-                let mut connection = pool.acquire().await?;
-                breaker::is_accepted(&mut connection, &self.key, trip).await
-            });
-            let accepted = bounded(config.attempt_timeout, look);
-            match stop.run_until_cancelled(accepted).await? {
-                Ok(true) => break,
-                Ok(false) => health.well(Part::Database, &who),
-                Err(error) => health.unwell(Part::Database, &who, chain_of(&error)),
-            }
-        }
-        health.well(Part::Database, &who);
-        health.well(Part::Breaker, &self.key);
-        telemetry.stopped(&self.key, trip.reason, false);
-        tracing::info!(version = %self.key, reason = trip.reason, "resumed");
-        Some(())
-    }
-
-    /// From taking the partitions over to the first of them that cannot go on.
-    async fn session(&self, stop: &CancellationToken) -> Result<(), SessionError> {
-        let held = bounded(self.shared.config.attempt_timeout, self.take()).await?;
-        self.shared.health.well(Part::Database, &self.key);
-        let chain = Chain::new(self.shared.epoch, held.iter().map(|held| held.mark))?;
-        tracing::info!(version = %self.key, from = %chain.end().position, "partitions taken over");
-        let over = stop.child_token();
-        let mut senders = BTreeMap::new();
-        let mut partitions = JoinSet::new();
-        for held in held {
-            let (sender, chunks) = mpsc::channel::<Chunk>(self.shared.config.queue_chunks_max);
-            senders.insert(held.partition, sender);
-            partitions.spawn(self.partition(held).run(chunks, over.clone()));
-        }
-        let reader = tokio::spawn(self.reader(chain, senders).run(over.clone()));
-        let mut reader = Owned(reader);
-        let outcome = tokio::select! {
-            biased;
-            // A partition ends first only when it cannot go on, or all do since they were stopped.
-            left = partitions.join_next() => match left {
-                Some(Ok(Left::Stopped)) | None if stop.is_cancelled() => Ok(()),
-                // Nobody stopped them: the reader has ended, and knows why.
-                Some(Ok(Left::Stopped)) | None => why((&mut reader.0).await, &mut partitions).await,
-                Some(Ok(Left::Tripped(trip))) => Err(trip.into()),
-                Some(Ok(Left::Displaced) | Err(_)) => Err(SessionError::Displaced),
-            },
-            ended = &mut reader.0 => why(ended, &mut partitions).await,
-            // Only notices what nobody else would while nothing is written.
-            () = self.went_back() => Err(SessionError::Displaced),
+        let said = async {
+            let mut attempt = Attempt::begin(pool).await?;
+            let mut transaction = sqlx::Connection::begin(&mut *attempt).await?;
+            let is_accepted = breaker::trip(&mut transaction, &self.key, trip).await?;
+            rows::notify(&mut transaction).await?;
+            transaction.commit().await?;
+            attempt.finish();
+            Ok::<_, sqlx::Error>(is_accepted)
         };
-        over.cancel();
-        let mut displaced = false;
-        while let Some(left) = partitions.join_next().await {
-            displaced |= !matches!(left, Ok(Left::Stopped));
+        let is_accepted = bounded(config.attempt_timeout, Box::pin(said)).await?;
+        if !is_accepted {
+            sharing.look();
+            let mut seen = sharing.seen();
+            let applied = |seen: &Option<Arc<Snapshot>>| {
+                matches!(self.aim(seen.as_deref()), Aim::Paused | Aim::Tripped(_))
+            };
+            // Whoever resumes at once may be quicker than the look.
+            let _ = timeout(config.retry_pause_max.get(), seen.wait_for(applied)).await;
         }
-        // It may be waiting for a log across the ocean, and holds nothing worth waiting for.
-        reader.0.abort();
-        match outcome {
-            Ok(()) if !stop.is_cancelled() || displaced => Err(SessionError::Displaced),
-            outcome => outcome,
-        }
+        Ok(())
     }
 
-    async fn take(&self) -> Result<Vec<Held>, SessionError> {
-        let mut connection = self.shared.pool.acquire().await?;
-        let held = checkpoint::take(&mut connection, &self.key).await?;
-        self.shared.status.forget(&self.key);
-        let expected = self.definition.partition_count().get();
-        let complete = held.iter().map(|held| held.partition).eq(0..expected);
-        if !complete {
-            return Err(SessionError::Incomplete { found: held.len(), expected });
+    /// Takes what is wanted and free, and gives up what is not wanted any more; it has come to rest.
+    /// What memory knows of a partition that stays is as good as before.
+    async fn settle(&self, wanted: &BTreeSet<u16>, held: &mut Holdings) -> Result<(), TurnError> {
+        let settled = self.try_settle(wanted, held);
+        let settled = bounded(self.shared.config.attempt_timeout, Box::pin(settled)).await?;
+        *held = settled;
+        Ok(())
+    }
+
+    async fn try_settle(
+        &self,
+        wanted: &BTreeSet<u16>,
+        held: &Holdings,
+    ) -> Result<Holdings, TurnError> {
+        let Shared { pool, sharing, config, .. } = &self.shared;
+        let mut attempt = Attempt::begin(pool).await?;
+        let mut transaction = sqlx::Connection::begin(&mut *attempt).await?;
+        let me = sharing.process();
+        let mine = if config.partitions.is_some() {
+            rows::seize(&mut transaction, me, &self.key, wanted).await?;
+            wanted.clone()
+        } else if let Some(mine) = rows::settle(&mut transaction, me, &self.key, wanted).await? {
+            mine
+        } else {
+            sharing.look();
+            return Err(TurnError::NotIn);
+        };
+        let mut settled = held.clone();
+        settled.retain(|partition, _| mine.contains(partition));
+        let missing: BTreeSet<u16> =
+            mine.into_iter().filter(|partition| !settled.contains_key(partition)).collect();
+        let taken = checkpoint::take(&mut transaction, &self.key, &missing).await?;
+        self.check(&taken, missing.len())?;
+        transaction.commit().await?;
+        attempt.finish();
+        if !taken.is_empty() {
+            tracing::info!(version = %self.key, partitions = ?missing, "partitions taken over");
+        }
+        settled.extend(taken.into_iter().map(|held| (held.partition, held)));
+        Ok(settled)
+    }
+
+    fn check(&self, taken: &[Held], expected: usize) -> Result<(), TurnError> {
+        if taken.len() != expected {
+            return Err(TurnError::Incomplete { found: taken.len(), expected });
         }
         let epoch = self.shared.epoch;
-        match held.iter().find(|held| held.epoch != epoch) {
-            Some(held) => Err(SessionError::Epoch { found: held.epoch, expected: epoch }),
-            None => Ok(held),
-        }
-    }
-
-    /// Ends when the stored checkpoints are older than memory, or someone else's: a database that was
-    /// set back loses what memory still vouches for. Memory is read first, so that a commit between
-    /// the two looks at most newer.
-    async fn went_back(&self) {
-        let mut ticks = interval(self.shared.config.verify_interval.get());
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let who = format!("{} checkpoints", self.key);
-        loop {
-            ticks.tick().await;
-            let remembered = self.shared.status.held(&self.key);
-            match bounded(self.shared.config.attempt_timeout, self.stored()).await {
-                Ok(stored) if stands(&remembered, &stored) => {
-                    self.shared.health.well(Part::Database, &who);
-                }
-                Ok(_) => {
-                    tracing::warn!(version = %self.key, "stored checkpoints are not as they were left");
-                    self.shared.health.well(Part::Database, &who);
-                    return;
-                }
-                Err(error) => self.shared.health.unwell(Part::Database, &who, chain_of(&error)),
-            }
-        }
-    }
-
-    async fn stored(&self) -> Result<Vec<Held>, CheckpointError> {
-        let mut connection = self.shared.pool.acquire().await?;
-        checkpoint::stored(&mut connection, &self.key).await
-    }
-
-    fn partition(&self, held: Held) -> Partition {
-        let Shared { pool, log, announcer, status, health, telemetry, config, .. } = &self.shared;
-        Partition {
-            key: self.key.clone(),
-            definition: self.definition.clone(),
-            held,
-            pool: pool.clone(),
-            log: log.clone(),
-            announcer: announcer.clone(),
-            status: status.clone(),
-            health: health.clone(),
-            telemetry: Arc::clone(telemetry),
-            config: *config,
-        }
-    }
-
-    fn reader(&self, chain: Chain, partitions: BTreeMap<u16, mpsc::Sender<Chunk>>) -> Reader {
-        let shared = self.shared.clone();
-        let Shared { context, stream, log, stalled, status, health, telemetry, config, .. } =
-            shared;
-        Reader {
-            key: self.key.clone(),
-            definition: self.definition.clone(),
-            partitions,
-            context,
-            stream,
-            log,
-            page_events_max: shared.page_events_max,
-            pull_bounds: shared.pull_bounds,
-            bridge_events_max: shared.bridge_events_max,
-            queue_bytes_max: config.queue_bytes_max,
-            room: Arc::new(Semaphore::new(config.queue_bytes_max as usize)),
-            begins: shared.begins,
-            chain,
-            stalled,
-            poll_interval: shared.poll_interval,
-            status,
-            health,
-            telemetry,
-            backoff: Backoff::new(config.retry_pause_min, config.retry_pause_max),
-            // What an earlier session reported is taken back by the first success of this one.
-            troubled: true,
+        match taken.iter().find(|held| held.epoch != epoch) {
+            Some(held) => Err(TurnError::Epoch { found: held.epoch, expected: epoch }),
+            None => Ok(()),
         }
     }
 }
 
-/// A task that ends with whoever waits for it.
-struct Owned<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for Owned<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Whether everything that memory vouches for is stored, and still ours.
-fn stands(remembered: &[Held], stored: &[Held]) -> bool {
-    remembered.iter().all(|ours| {
-        stored.iter().any(|theirs| {
-            theirs.partition == ours.partition
-                && theirs.fence == ours.fence
-                && theirs.epoch == ours.epoch
-                && ours.mark.position <= theirs.mark.position
-        })
-    })
-}
-
-/// Why a session is over whose reader has ended. What it handed on before the chain broke is sound:
-/// the partitions finish it.
-async fn why(
-    ended: Result<Ended, JoinError>,
-    partitions: &mut JoinSet<Left>,
-) -> Result<(), SessionError> {
-    match ended {
-        Ok(Ended::Stopped) => Ok(()),
-        Ok(Ended::Broken(broken)) => {
-            while partitions.join_next().await.is_some() {}
-            Err(broken.into())
-        }
-        Err(_) => Err(SessionError::Displaced),
+fn part_of(error: &TurnError) -> Part {
+    match error {
+        TurnError::Letters(_)
+        | TurnError::Checkpoint(_)
+        | TurnError::Incomplete { .. }
+        | TurnError::NotIn
+        | TurnError::Tripped(_)
+        | TurnError::Displaced => Part::Database,
+        TurnError::Broken(_) | TurnError::Epoch { .. } => Part::Chain,
     }
 }

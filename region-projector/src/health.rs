@@ -23,6 +23,8 @@ pub enum Part {
     Breaker,
     /// Aggregates that are parked.
     Parked,
+    /// A projection that an operator has paused.
+    Paused,
 }
 
 impl Part {
@@ -35,6 +37,7 @@ impl Part {
             Self::Chain => "chain",
             Self::Breaker => "breaker",
             Self::Parked => "parked",
+            Self::Paused => "paused",
         }
     }
 
@@ -43,7 +46,7 @@ impl Part {
             Self::Start | Self::Database | Self::Chain | Self::Breaker => {
                 Condition::NotReady(reason)
             }
-            Self::Stream | Self::Log | Self::Parked => Condition::Degraded(reason),
+            Self::Stream | Self::Log | Self::Parked | Self::Paused => Condition::Degraded(reason),
         }
     }
 }

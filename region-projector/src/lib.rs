@@ -13,6 +13,7 @@
 
 pub mod activity;
 pub mod announce;
+pub mod attempt;
 pub mod breaker;
 pub mod chain;
 pub mod checkpoint;
@@ -24,9 +25,11 @@ pub mod log;
 pub mod mirror;
 pub mod operator;
 pub mod partition;
+pub mod pause;
 pub mod reader;
 pub mod retry;
 mod service;
+pub mod sharing;
 pub mod start;
 pub mod status;
 pub mod telemetry;

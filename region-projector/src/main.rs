@@ -9,7 +9,9 @@ use clap::{Parser, Subcommand};
 use process::config::{EXIT_CODE, load};
 use process::{shutdown, telemetry};
 use projection::Domain;
-use region_projector::operator::{self, DeadLettersCommand, Report, ResumeCommand};
+use region_projector::operator::{
+    self, DeadLettersCommand, PauseCommand, Report, ResumeCommand, StatusCommand,
+};
 use region_projector::{Projector, ProjectorConfig};
 
 /// Folds the log into the read models of one region.
@@ -31,14 +33,19 @@ enum Command {
     /// Looks at events that could not be applied, retries and discards them.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
-    /// Lets projections go on that stopped before too much was parked.
+    /// Stops a projection in every process of the region, until it is resumed.
+    Pause(PauseCommand),
+    /// Lets projections go on that were paused, or stopped before too much was parked.
     Resume(ResumeCommand),
+    /// What every partition has reached, and who applies it.
+    Status(StatusCommand),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let config = match load::<ProjectorConfig>(&arguments.config, "PROJECTOR", std::env::vars()) {
+    let environment = std::env::vars().map(short_names);
+    let config = match load::<ProjectorConfig>(&arguments.config, "PROJECTOR", environment) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{:#}", anyhow::Error::new(error));
@@ -51,8 +58,16 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::DeadLetters(command)) => {
             report(&operator::dead_letters(&config, &domain()?, command).await?)
         }
+        Some(Command::Pause(command)) => report(&operator::pause(&config, &command).await?),
+        Some(Command::Status(command)) => report(&operator::status(&config, &command).await?),
         Some(Command::Resume(command)) => report(&operator::resume(&config, &command).await?),
     }
+}
+
+/// `PARTITIONS=0,1` is what one types by hand.
+fn short_names((name, value): (String, String)) -> (String, String) {
+    let is_short = name == "PARTITIONS";
+    (if is_short { "PROJECTOR__APPLY__PARTITIONS".to_owned() } else { name }, value)
 }
 
 fn domain() -> anyhow::Result<Domain> {

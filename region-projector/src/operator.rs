@@ -3,6 +3,8 @@
 //! None of it needs a running projector, and none of it is in the way of one: what changes anything
 //! takes the lock of a checkpoint and raises its fence.
 
+mod halt;
+mod status;
 mod table;
 
 use std::collections::BTreeSet;
@@ -18,12 +20,13 @@ use sqlx::PgPool;
 use tokio::time::timeout;
 
 use crate::announce::Announcer;
-use crate::breaker;
 use crate::checkpoint::{Held, VersionKey};
 use crate::config::ProjectorConfig;
 use crate::dead_letters::{self, DeadLetterError, ParkedAggregate, Retried};
 use crate::start::key_of;
 use crate::status::Status;
+pub use halt::{PauseCommand, ResumeCommand, pause, resume};
+pub use status::{StatusCommand, status};
 use table::Table;
 
 const NAME: &str = "region-projector-operator";
@@ -79,16 +82,6 @@ pub enum DeadLettersCommand {
     },
 }
 
-/// Lets projections go on that stopped before too much was parked.
-#[derive(Debug, Clone, Args)]
-pub struct ResumeCommand {
-    /// This projection only.
-    projection: Option<String>,
-    /// Prints JSON.
-    #[arg(long)]
-    json: bool,
-}
-
 /// A parked aggregate as it is named on the command line.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
@@ -121,6 +114,9 @@ pub enum OperatorError {
     /// Nothing is read of a projection.
     #[error("no version of projection {0} is active, name one")]
     NoActiveVersion(String),
+    /// Nothing is known of a projection.
+    #[error("there is no projection {0}")]
+    UnknownProjection(String),
     /// Another binary may have it.
     #[error("{0} is not in this binary")]
     UnknownVersion(VersionKey),
@@ -170,26 +166,6 @@ pub async fn dead_letters(
     };
     pool.close().await;
     report
-}
-
-/// Lets what has stopped go on.
-pub async fn resume(
-    config: &ProjectorConfig,
-    command: &ResumeCommand,
-) -> Result<Report, OperatorError> {
-    let pool = postgres::connect(&config.database, NAME)?;
-    let resumed = breaker::resume(&pool, command.projection.as_deref()).await;
-    pool.close().await;
-    let resumed = resumed?;
-    if command.json {
-        return Ok(Report::json(&json!(resumed)));
-    }
-    let mut table = Table::new(["projection", "version", "reason", "accepted"]);
-    for resumed in &resumed {
-        let (version, accepted) = (resumed.version.to_string(), resumed.accepted_count.to_string());
-        table.row([resumed.projection.as_str(), &version, &resumed.reason, &accepted]);
-    }
-    Ok(Report::done(table.or("nothing has stopped")))
 }
 
 struct Operator<'a> {

@@ -9,15 +9,17 @@ pub(crate) mod write;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use consistency::{AggregateKey, CommittedAt, Event, Position};
 use projection::ProjectionDefinition;
-use sqlx::{PgConnection, PgPool};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
+use crate::attempt::{Attempt, bounded, bounded_until};
 use crate::breaker::{self, Trip};
 use crate::chain::Mark;
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
@@ -25,7 +27,7 @@ use crate::config::ApplyConfig;
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::reader::{Chunk, bytes_of};
-use crate::retry::{Backoff, bounded};
+use crate::retry::Backoff;
 use crate::status::{self, Status};
 use crate::telemetry::{FetchReason, Outcome, Telemetry};
 use failure::{Failure, classify};
@@ -44,6 +46,15 @@ pub enum Left {
     Tripped(Trip),
 }
 
+/// A partition that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Rest {
+    /// What it holds, as far as it knows. Worth nothing unless it was asked to end.
+    pub held: Held,
+    /// Why it ended.
+    pub left: Left,
+}
+
 /// What a partition needs.
 pub struct Partition {
     /// The version that it is a part of.
@@ -56,6 +67,8 @@ pub struct Partition {
     pub pool: PgPool,
     /// The primary's log, for what is missing.
     pub log: LogClient,
+    /// Those of the version that write at the same time. Whoever waits for its turn holds nothing.
+    pub writers: Arc<Semaphore>,
     /// Where it announces.
     pub announcer: Announcer,
     /// Where it says what it has reached.
@@ -66,6 +79,8 @@ pub struct Partition {
     pub telemetry: Arc<Telemetry>,
     /// Bounds and intervals.
     pub config: ApplyConfig,
+    /// What was begun gets so long to end once a stop is asked for.
+    pub drain_max: Duration,
 }
 
 /// What has arrived and is applied at once.
@@ -161,33 +176,11 @@ impl From<sqlx::Error> for Failed {
 
 impl Partition {
     /// Applies what comes until it is stopped or displaced.
-    pub async fn run(self, mut chunks: mpsc::Receiver<Chunk>, stop: CancellationToken) -> Left {
+    pub async fn run(self, chunks: mpsc::Receiver<Chunk>, stop: CancellationToken) -> Rest {
         let mut running = Running::new(self);
         running.begin().await;
-        loop {
-            let step = tokio::select! {
-                biased;
-                // What was begun is done by now; what waits is read again by the next holder.
-                () = stop.cancelled() => break,
-                // Before new work, or a partition that always reads past others' events never stores.
-                () = running.store_due() => running.store_idle().await,
-                chunk = chunks.recv() => match chunk {
-                    Some(chunk) => {
-                        let config = &running.partition.config;
-                        let batch = Batch::gather(chunk, &mut chunks, config);
-                        running.take(batch, &stop).await
-                    }
-                    None => break,
-                },
-            };
-            match step {
-                Ok(()) => {}
-                Err(Left::Stopped) => break,
-                Err(left @ (Left::Displaced | Left::Tripped(_))) => return left,
-            }
-        }
-        // What was read past is proven, and stored it spares the next holder reading it again.
-        running.store_idle().await.err().unwrap_or(Left::Stopped)
+        let left = running.work(chunks, &stop).await;
+        Rest { held: running.partition.held, left }
     }
 
     fn name(&self) -> String {
@@ -216,6 +209,33 @@ impl Running {
         let watermark = partition.held.mark.position;
         let name = partition.name();
         Self { partition, name, watermark, unstored: None, store_at: Instant::now() }
+    }
+
+    async fn work(&mut self, mut chunks: mpsc::Receiver<Chunk>, stop: &CancellationToken) -> Left {
+        loop {
+            let step = tokio::select! {
+                biased;
+                // What was begun is done by now; what waits is read again by the next holder.
+                () = stop.cancelled() => break,
+                // Before new work, or a partition that always reads past others' events never stores.
+                () = self.store_due() => self.store_idle().await,
+                chunk = chunks.recv() => match chunk {
+                    Some(chunk) => {
+                        let config = &self.partition.config;
+                        let batch = Batch::gather(chunk, &mut chunks, config);
+                        self.take(batch, stop).await
+                    }
+                    None => break,
+                },
+            };
+            match step {
+                Ok(()) => {}
+                Err(Left::Stopped) => break,
+                Err(left @ (Left::Displaced | Left::Tripped(_))) => return left,
+            }
+        }
+        // What was read past is proven, and stored it spares the next holder reading it again.
+        self.store_idle().await.err().unwrap_or(Left::Stopped)
     }
 
     /// Whoever listens learns where this holder begins.
@@ -259,6 +279,10 @@ impl Running {
     async fn store_idle(&mut self) -> Result<(), Left> {
         let Some(Unstored { through, committed_at }) = self.unstored else { return Ok(()) };
         self.store_at = Instant::now() + self.partition.config.idle_store_interval.get();
+        // When the others are busy, or stuck, there is time: nobody waits for what is stored.
+        let Ok(_turn) = Arc::clone(&self.partition.writers).try_acquire_owned() else {
+            return Ok(());
+        };
         let deadline = self.partition.config.attempt_timeout;
         match bounded(deadline, self.try_store(through, committed_at)).await {
             Ok(()) => {
@@ -278,12 +302,13 @@ impl Running {
 
     async fn try_store(&self, to: Mark, committed_at: CommittedAt) -> Result<(), Failed> {
         let Partition { key, held, pool, .. } = &self.partition;
-        let mut connection = pool.acquire().await?;
+        let mut attempt = Attempt::begin(pool).await?;
         let at = Some(committed_at);
-        match checkpoint::advance(&mut connection, key, held, to, at).await? {
-            true => Ok(()),
-            false => self.explain(to).await,
+        if !checkpoint::advance(&mut attempt, key, held, to, at).await? {
+            self.explain(&mut attempt, to).await?;
         }
+        attempt.finish();
+        Ok(())
     }
 
     /// Applies a batch, however often it takes.
@@ -312,9 +337,13 @@ impl Running {
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
         let mut findings = Findings::default();
         loop {
+            let Some(turn) = stop.run_until_cancelled(self.turn()).await else {
+                return Err(Left::Stopped);
+            };
             let began = Instant::now();
-            let tried = bounded(config.attempt_timeout, self.attempt(batch, &findings));
-            let error = match tried.await {
+            let patience = (stop, self.partition.drain_max);
+            let attempt = self.attempt(batch, &findings);
+            let error = match bounded_until(config.attempt_timeout, patience, attempt).await {
                 Ok(plan) => {
                     self.committed(batch, plan, began).await;
                     return Ok(Applied::Committed);
@@ -323,6 +352,8 @@ impl Running {
                 Err(Failed::Tripped(trip)) => return Err(Left::Tripped(trip)),
                 Err(Failed::TooMuch) => return Ok(Applied::NotAtOnce),
                 Err(Failed::Gaps(gaps)) => {
+                    // Others may write while the log is asked.
+                    drop(turn);
                     let healing = self.heal(&gaps, batch, &mut findings);
                     match stop.run_until_cancelled(healing).await {
                         Some(()) => continue,
@@ -342,6 +373,7 @@ impl Running {
                     Ok(_) | Err(_) => reason,
                 },
             };
+            drop(turn);
             self.partition.telemetry.retried(&self.partition.key, reason);
             self.partition.health.unwell(Part::Database, &self.name, chain_of(&error));
             if stop.run_until_cancelled(backoff.pause()).await.is_none() {
@@ -393,27 +425,37 @@ impl Running {
         }
     }
 
+    /// Waits until it may write.
+    async fn turn(&self) -> OwnedSemaphorePermit {
+        let turn = Arc::clone(&self.partition.writers).acquire_owned().await;
+        turn.expect("nobody closes it")
+    }
+
     /// One try: lock, read, decide, write, commit.
     async fn attempt(&self, batch: &Batch, findings: &Findings) -> Result<Plan, Failed> {
         let Partition { key, definition, held, pool, config, .. } = &self.partition;
-        let mut connection = pool.acquire().await?;
-        let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+        let mut attempt = Attempt::begin(pool).await?;
+        let mut transaction = attempt.connection().begin().await?;
         let (through, at) = (batch.through, Some(batch.committed_at));
         // First, so that everything else is read and written under the lock of its row: a database
         // that failed over may hand out a fence again, and then only the lock tells what is parked.
         if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
             transaction.rollback().await?;
-            self.explain(through).await?;
-            return Ok(self.plan(&mut connection, batch, findings).await?);
+            self.explain(&mut attempt, through).await?;
+            let plan = self.plan(&mut attempt, batch, findings).await?;
+            attempt.finish();
+            return Ok(plan);
         }
         let plan = self.plan(&mut transaction, batch, findings).await?;
         if let Some(failed) = reconsider(&plan, batch, findings) {
             transaction.rollback().await?;
+            attempt.finish();
             return Err(failed);
         }
         let bound = config.parked_aggregates_max;
         if let Some(trip) = breaker::check(&mut transaction, key, &plan.parkings, bound).await? {
             transaction.rollback().await?;
+            attempt.finish();
             return Err(Failed::Tripped(trip));
         }
         if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
@@ -422,6 +464,7 @@ impl Running {
             return Err(Failed::Displaced);
         }
         transaction.commit().await?;
+        attempt.finish();
         Ok(plan)
     }
 
@@ -439,10 +482,9 @@ impl Running {
 
     /// The checkpoint was not where we left it. It is all right only when an earlier try, whose
     /// outcome was unknown, moved it to where this one would have.
-    async fn explain(&self, to: Mark) -> Result<(), Failed> {
-        let Partition { key, held, pool, .. } = &self.partition;
-        let mut connection = pool.acquire().await?;
-        let stored = match checkpoint::stored(&mut connection, key).await {
+    async fn explain(&self, connection: &mut PgConnection, to: Mark) -> Result<(), Failed> {
+        let Partition { key, held, .. } = &self.partition;
+        let stored = match checkpoint::stored(connection, key).await {
             Ok(stored) => stored,
             Err(CheckpointError::Database(error)) => return Err(Failed::Database(error)),
             Err(CheckpointError::Senseless(_)) => return Err(Failed::Displaced),
@@ -497,8 +539,10 @@ impl Running {
     async fn count_parked(&self) {
         let Partition { key, held, pool, status, health, config, .. } = &self.partition;
         let count = bounded(config.attempt_timeout, async {
-            let mut connection = pool.acquire().await?;
-            parking::count(&mut connection, key, held.partition).await
+            let mut attempt = Attempt::begin(pool).await?;
+            let count = parking::count(&mut attempt, key, held.partition).await?;
+            attempt.finish();
+            Ok::<_, sqlx::Error>(count)
         });
         let Ok(count) = count.await else { return };
         status.set_parked(key, held.partition, count);

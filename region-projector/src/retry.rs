@@ -37,19 +37,6 @@ impl Backoff {
     }
 }
 
-/// Gives the database a bounded time. A server that vanished without a word would otherwise be waited
-/// for until the network gives up on it. What was begun may still come to pass: the outcome is
-/// unknown.
-pub async fn bounded<T, E: From<sqlx::Error>>(
-    deadline: Period,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    match tokio::time::timeout(deadline.get(), work).await {
-        Ok(done) => done,
-        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,9 +8,10 @@ use async_nats::jetstream;
 use consistency::{Epoch, Position, stream_name};
 use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
+use process::postgres::PostgresConfig;
 use process::telemetry::Metrics;
 use process::{nats, postgres};
-use projection::Domain;
+use projection::{Domain, ProjectionDefinition};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,11 +28,15 @@ use crate::mirror::Mirror;
 use crate::mirror::watch::{Kept, StreamWatch};
 use crate::reader::pull::Bounds;
 use crate::retry::Backoff;
-use crate::start::{self, StartError};
+use crate::sharing::rows::Share;
+use crate::sharing::{Keeper, Sharing};
+use crate::start::{self, StartError, key_of};
 use crate::status::{self, Status};
 use crate::telemetry::Telemetry;
 
 const SERVICE: &str = "region-projector";
+/// One to renew with, and one to listen on.
+const KEEPER_CONNECTIONS: u32 = 2;
 /// A start goes on without NATS after so long.
 const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -55,6 +60,7 @@ impl Projector {
         domain: Domain,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        start::check_named(&config, &domain)?;
         let health = Health::default();
         health.unwell(Part::Start, SERVICE, "starting");
         let metrics = Metrics::new(SERVICE)?;
@@ -77,7 +83,11 @@ impl Projector {
         let readiness = health.readiness().clone();
         let telemetry = Arc::new(Telemetry::new(&metrics, &status));
         let shown = status.clone();
-        let work = Work { config, domain, pool, nats, status, health, telemetry };
+        let name = config.sharing.name.clone().unwrap_or_else(|| {
+            let host = rustix::system::uname();
+            format!("{}:{}", host.nodename().to_string_lossy(), admin_address.port())
+        });
+        let work = Work { name, config, domain, pool, nats, status, health, telemetry };
         let work = tokio::spawn(work.run(stop.clone()));
         Ok(Self { admin_address, readiness, status: shown, metrics, stop, work, admin, admin_stop })
     }
@@ -117,6 +127,7 @@ impl Projector {
 }
 
 struct Work {
+    name: String,
     config: ProjectorConfig,
     domain: Domain,
     pool: PgPool,
@@ -133,28 +144,39 @@ impl Work {
         self.await_connection(&stop).await;
         let (stalled, stalled_seen) = watch::channel(false);
         let (begins, begins_seen) = watch::channel(Position::ZERO);
-        let shared = self.shared(epoch, stalled_seen, begins_seen);
+        let (keeper, sharing) = self.keeper()?;
+        let keeper_stop = CancellationToken::new();
+        let keeper = tokio::spawn(keeper.run(keeper_stop.clone()));
+        let shared = self.shared(epoch, sharing, stalled_seen, begins_seen);
         let mut tasks = JoinSet::new();
         tasks.spawn(self.stream_watch(epoch, stalled, begins).run(stop.clone()));
         tasks.spawn(self.copy_epochs(stop.clone()));
+        let mut pools = Vec::new();
         for definition in self.domain.projections() {
-            let engine = Engine::new(definition.clone(), shared.clone());
-            tasks.spawn(engine.run(stop.clone()));
+            let shared = self.for_version(definition, &shared)?;
+            pools.push(shared.pool.clone());
+            tasks.spawn(Engine::new(definition.clone(), shared).run(stop.clone()));
         }
         self.health.well(Part::Start, SERVICE);
+        let mut outcome = Ok(());
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
                 stop.cancel();
-                tasks.join_all().await;
-                return Err(error.into());
+                outcome = Err(error.into());
             }
         }
-        self.pool.close().await;
+        // Every partition has come to rest, so others may have them at once.
+        keeper_stop.cancel();
+        keeper.await?;
+        pools.push(self.pool.clone());
+        for pool in pools {
+            pool.close().await;
+        }
         // What was announced last is still in the client's buffer.
         if let Err(error) = self.nats.client.flush().await {
             tracing::debug!(error = chain_of(&error), "last announcements lost");
         }
-        Ok(())
+        outcome
     }
 
     /// Prepares the database, however long that takes.
@@ -191,9 +213,39 @@ impl Work {
         LogClient::new(log.url.expose(), log.credential.clone(), log.deadline.get())
     }
 
+    /// With connections of its own: renewing must not wait for those who write.
+    fn keeper(&self) -> Result<(Keeper, Sharing), StartError> {
+        let database =
+            PostgresConfig { connections_max: KEEPER_CONNECTIONS, ..self.config.database.clone() };
+        let pool = postgres::connect(&database, SERVICE)?;
+        let share = |definition: &ProjectionDefinition| {
+            let partitions = self.config.apply_to(definition.name().as_str()).partitions;
+            Share { key: key_of(definition), is_by_hand: partitions.is_some() }
+        };
+        let shares = self.domain.projections().iter().map(share).collect();
+        let known = (self.status.clone(), self.health.clone());
+        let config = self.config.sharing.clone();
+        Ok(Keeper::new(pool, self.name.clone(), config, shares, known))
+    }
+
+    /// What the engine of one version works with.
+    fn for_version(
+        &self,
+        definition: &ProjectionDefinition,
+        shared: &Shared,
+    ) -> Result<Shared, StartError> {
+        let config = self.config.apply_to(definition.name().as_str());
+        // A writer looks at what comes next while it commits, and checkpoints are looked at as well.
+        let connections_max = u32::try_from(2 * config.writers_max + 1).unwrap_or(u32::MAX);
+        let database = PostgresConfig { connections_max, ..self.config.database.clone() };
+        let pool = postgres::connect(&database, SERVICE)?;
+        Ok(Shared { pool, config, ..shared.clone() })
+    }
+
     fn shared(
         &self,
         epoch: Epoch,
+        sharing: Sharing,
         stalled: watch::Receiver<bool>,
         begins: watch::Receiver<Position>,
     ) -> Shared {
@@ -212,10 +264,13 @@ impl Work {
             stalled,
             poll_interval: self.config.primary_log.poll_interval.get(),
             announcer: Announcer::new(&self.config, client, self.status.clone()),
+            sharing,
             status: self.status.clone(),
             health: self.health.clone(),
             telemetry: Arc::clone(&self.telemetry),
             config: self.config.apply,
+            // The rest of the grace is for leaving in order.
+            drain_max: self.config.shutdown_grace.get() / 2,
         }
     }
 

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::checkpoint::{self, VersionKey};
+use crate::config::ProjectorConfig;
 use crate::log::LogClient;
 
 /// Why the projector cannot start.
@@ -44,6 +45,12 @@ pub enum StartError {
         /// What was to be read.
         configured: Uuid,
     },
+    /// The configuration has limits for a projection that is not there.
+    #[error("the configuration names projection {0}, which is not in this binary")]
+    UnknownProjection(String),
+    /// None of the partitions that are named by hand is there.
+    #[error("no projection has any of the partitions that are named by hand")]
+    NoPartition,
     /// The checkpoints do not count in one epoch.
     #[error("checkpoints are of different epochs")]
     Epochs,
@@ -71,6 +78,8 @@ impl StartError {
             Self::ActiveVersionUnknown { .. }
             | Self::PartitionCount { .. }
             | Self::OtherLog { .. }
+            | Self::UnknownProjection(_)
+            | Self::NoPartition
             | Self::Epochs
             | Self::Nats(_)
             | Self::Bind(_)
@@ -94,6 +103,22 @@ pub async fn prepare(pool: &PgPool, domain: &Domain, log_id: Uuid) -> Result<Epo
         create(&mut connection, definition, adopted).await?;
     }
     read_epoch(&mut connection, adopted).await
+}
+
+/// Whether the projections and partitions that a configuration names are there.
+pub fn check_named(config: &ProjectorConfig, domain: &Domain) -> Result<(), StartError> {
+    let is_known =
+        |name: &&String| domain.projections().iter().any(|one| one.name().as_str() == *name);
+    if let Some(unknown) = config.projection.keys().find(|name| !is_known(name)) {
+        return Err(StartError::UnknownProjection(unknown.clone()));
+    }
+    // A projection with fewer partitions than are named has none of them here.
+    let is_applied = |definition: &ProjectionDefinition| {
+        let by_hand = config.apply_to(definition.name().as_str()).partitions;
+        by_hand.is_none_or(|named| !named.below(definition.partition_count().get()).is_empty())
+    };
+    let is_any = domain.projections().iter().any(is_applied);
+    if is_any { Ok(()) } else { Err(StartError::NoPartition) }
 }
 
 /// Names of a version in the fixed tables.

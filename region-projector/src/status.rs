@@ -6,7 +6,7 @@ mod stream;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use consistency::{CommittedAt, Epoch, Position};
+use consistency::{CommittedAt, Epoch, LogPosition, Position};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -101,6 +101,12 @@ impl Status {
     /// The log's head as far as it is known here.
     pub fn head(&self, epoch: Epoch) -> Position {
         self.lock().heads.get(&epoch).copied().unwrap_or_default()
+    }
+
+    /// The log's head in the newest epoch that is known here.
+    pub fn newest_head(&self) -> Option<LogPosition> {
+        let inner = self.lock();
+        inner.heads.last_key_value().map(|(epoch, at)| LogPosition::new(*epoch, *at))
     }
 
     /// Forgets a version's partitions, since they are being taken over again.

@@ -172,9 +172,9 @@ impl Telemetry {
     }
 
     /// A version has stopped for `reason`, which is out of a closed set, or goes on.
-    pub fn stopped(&self, key: &VersionKey, reason: &'static str, is_stopped: bool) {
+    pub fn stopped(&self, key: &VersionKey, reason: &str, is_stopped: bool) {
         let [projection, version] = of_version(key);
-        let labels = [projection, version, KeyValue::new(LABEL_REASON, reason)];
+        let labels = [projection, version, KeyValue::new(LABEL_REASON, reason.to_owned())];
         self.stopped.record(is_stopped.into(), &labels);
     }
 

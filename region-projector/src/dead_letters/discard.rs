@@ -6,10 +6,10 @@ use projection::{ProjectionDefinition, RowChanges, StateWrites};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use super::{DeadLetter, DeadLetterError, event_of, letters, open, park_at, remove, unpark};
+use crate::attempt::bounded;
 use crate::checkpoint::Held;
 use crate::config::ApplyConfig;
 use crate::partition::write;
-use crate::retry::bounded;
 use crate::start::key_of;
 
 /// Reason of an aggregate whose first letter was discarded: the later ones wait for a retry.

@@ -6,13 +6,13 @@ use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{DeadLetter, DeadLetterError, event_of, letters, open, park_at, remove, unpark};
+use crate::attempt::bounded;
 use crate::checkpoint::{Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::health::chain_of;
 use crate::partition::failure::{Failure, classify};
 use crate::partition::plan::{self, Condemned};
 use crate::partition::write;
-use crate::retry::bounded;
 use crate::start::key_of;
 
 /// What a retry did.

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use consistency::Event;
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 use super::failure::{Failure, classify};
 use super::plan::{self, Condemned, Refusal};
 use super::{Batch, Findings, Partition, Running, write};
+use crate::attempt::{Attempt, bounded};
 use crate::health::chain_of;
-use crate::retry::bounded;
 
 impl Running {
     /// Halves the batch's aggregates until those are found whose rows the database refuses, then
@@ -53,17 +53,19 @@ impl Running {
     /// the first to be refused, by its first event, and why.
     async fn probe(&self, runs: &[Vec<&Event>]) -> Result<Option<Refusal>, sqlx::Error> {
         bounded(self.partition.config.attempt_timeout, async {
-            let mut connection = self.partition.pool.acquire().await?;
-            let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+            let mut attempt = Attempt::begin(&self.partition.pool).await?;
+            let mut transaction = attempt.connection().begin().await?;
             for run in runs {
                 let Some(first) = run.first() else { continue };
                 let Err(error) = self.try_run(&mut transaction, run).await else { continue };
                 let Failure::Permanent(reason) = classify(&error) else { return Err(error) };
                 transaction.rollback().await?;
+                attempt.finish();
                 let error = chain_of(&error);
                 return Ok(Some(Refusal { at: first.at.position, reason, error }));
             }
             transaction.rollback().await?;
+            attempt.finish();
             Ok(None)
         })
         .await

@@ -213,8 +213,8 @@ async fn an_old_fence_commits_nothing() {
     world.stored(at).await;
     stop(projector).await;
     let mut connection = world.pool.acquire().await.unwrap();
-    let old = checkpoint::take(&mut connection, &tallies()).await.unwrap();
-    let new = checkpoint::take(&mut connection, &tallies()).await.unwrap();
+    let old = checkpoint::take(&mut connection, &tallies(), &(0..4).collect()).await.unwrap();
+    let new = checkpoint::take(&mut connection, &tallies(), &(0..4).collect()).await.unwrap();
     let to = Mark { position: at.next(), id: EventId::NIL };
     let mut moves = async |held: &Held| {
         checkpoint::advance(&mut connection, &tallies(), held, to, None).await.unwrap()
@@ -237,7 +237,7 @@ async fn a_running_projector_whose_partitions_are_taken_takes_them_back() {
     let projector = world.try_projector(config, domain()).await.unwrap();
     world.stored(world.add("a", 1).await).await;
     let mut connection = world.pool.acquire().await.unwrap();
-    checkpoint::take(&mut connection, &tallies()).await.unwrap();
+    checkpoint::take(&mut connection, &tallies(), &(0..4).collect()).await.unwrap();
     world.stored(world.add("a", 1).await).await;
     assert_eq!(world.tally("a").await, Some((2, 2)));
     stop(projector).await;

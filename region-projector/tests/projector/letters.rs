@@ -314,8 +314,8 @@ async fn a_projection_stops_before_more_than_the_bound_is_parked() {
     };
     assert!(stopped(&text, " 1"), "{text}");
 
-    let resumed = region_projector::breaker::resume(&world.pool, Some("tallies")).await.unwrap();
-    assert_eq!((resumed[0].reason.as_str(), resumed[0].accepted_count), ("fold", 3));
+    let resumed = region_projector::pause::resume(&world.pool, Some("tallies")).await.unwrap();
+    assert_eq!((resumed[0].reason.as_str(), resumed[0].accepted_count), ("fold", Some(3)));
     world.stored(last).await;
     assert_eq!(world.count(fold).await, 3);
     assert_eq!(world.tally("e").await, Some((1, 1)));

@@ -1,56 +1,9 @@
 //! The operator's command line, as the binary has it.
 
-use std::process::{Output, Stdio};
-
-use compose::nats::User;
 use consistency::{AggregateId, Name};
 use serde_json::Value;
-use tokio::process::Command;
-use tokio::time::timeout;
-use uuid::Uuid;
 
-use crate::log::CREDENTIAL;
-use crate::world::{DEADLINE, LOG_ID, World, eventually, stop};
-
-/// Runs the binary with a configuration of its own.
-async fn operate(world: &World, arguments: &[&str]) -> Output {
-    let (user, password) = world.nats.credentials(User::Projector);
-    let (nats, database) = (world.nats.url(), &world.database_url);
-    let log = world.log.address;
-    let text = format!(
-        r#"
-        region = "us-east"
-        primary_region = "us-east"
-        admin.address = "127.0.0.1:0"
-        log.id = "{LOG_ID}"
-        database.url = "{database}"
-        nats = {{ url = "{nats}", user = "{user}", password = "{password}" }}
-        primary_log = {{ url = "http://{log}", credential = "{CREDENTIAL}" }}
-        "#
-    );
-    let file = world.postgres.log().with_file_name(format!("projector-{}.toml", Uuid::new_v4()));
-    std::fs::write(&file, text).unwrap();
-    let run = Command::new(env!("CARGO_BIN_EXE_region-projector"))
-        .arg("--config")
-        .arg(file)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    timeout(DEADLINE, run).await.expect("ends in time").unwrap()
-}
-
-/// What it printed, when it found everything well.
-async fn told(world: &World, arguments: &[&str]) -> String {
-    let output = operate(world, arguments).await;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-async fn told_json(world: &World, arguments: &[&str]) -> Value {
-    let arguments = [arguments, &["--json"]].concat();
-    serde_json::from_str(&told(world, &arguments).await).unwrap()
-}
+use crate::world::{World, eventually, stop};
 
 #[tokio::test]
 async fn an_operator_lists_shows_retries_and_discards_from_the_command_line() {
@@ -62,35 +15,35 @@ async fn an_operator_lists_shows_retries_and_discards_from_the_command_line() {
     let parked = "select count(*) from parked where projection = 'orders'";
     eventually("it is parked", async || world.count(parked).await == 1).await;
 
-    let table = told(&world, &["dead-letters", "list", "orders"]).await;
+    let table = world.told(&["dead-letters", "list", "orders"]).await;
     let rows: Vec<&str> = table.lines().collect();
     assert!(rows[0].starts_with("PROJECTION"), "{table}");
     assert!(rows[1].contains("o-1") && rows[1].contains("unknown-event-type"), "{table}");
-    let listed = told_json(&world, &["dead-letters", "list", "orders"]).await;
+    let listed = world.told_json(&["dead-letters", "list", "orders"]).await;
     assert_eq!(listed[0]["aggregate_id"], "o-1");
     let aggregate = ["orders", "order", "o-1"];
     let show = [&["dead-letters", "show"], &aggregate[..]].concat();
-    let shown = told_json(&world, &show).await;
+    let shown = world.told_json(&show).await;
     assert_eq!(shown[0]["data"], r#"{"why":"newer"}"#);
-    assert!(told(&world, &show).await.contains("Unheard"));
+    assert!(world.told(&show).await.contains("Unheard"));
 
     let retry = [&["dead-letters", "retry"], &aggregate[..]].concat();
-    let again = operate(&world, &retry).await;
+    let again = world.operate(&retry).await;
     assert!(!again.status.success(), "it failed again, and so did the command");
     let said = String::from_utf8(again.stdout).unwrap();
     assert!(said.contains("parked at position 1 (unknown-event-type)"), "{said}");
 
     let mut announcements = world.announcements().await;
     let discard = [&["dead-letters", "discard"], &aggregate[..], &["--position", "1"]].concat();
-    let discarded = told_json(&world, &discard).await;
+    let discarded = world.told_json(&discard).await;
     assert_eq!(discarded["discarded"]["data"], r#"{"why":"newer"}"#);
     assert_eq!(discarded["parked_at"], Value::Null);
     let key = AggregateId::new(Name::new("order").unwrap(), "o-1").unwrap().key().hint();
     announcements.find(|said| said.keys.as_ref().is_some_and(|keys| keys.contains(&key))).await;
     assert_eq!(world.count(parked).await, 0);
-    let nothing = told(&world, &["dead-letters", "list", "orders"]).await;
+    let nothing = world.told(&["dead-letters", "list", "orders"]).await;
     assert_eq!(nothing, "nothing is parked\n");
-    let gone = operate(&world, &discard).await;
+    let gone = world.operate(&discard).await;
     let said = String::from_utf8_lossy(&gone.stderr).into_owned();
     assert!(!gone.status.success() && said.contains("is not parked"), "{said}");
     stop(projector).await;
@@ -103,12 +56,12 @@ async fn an_operator_resumes_what_has_stopped() {
     config.apply.parked_aggregates_max = 0;
     let projector = world.try_projector(config, orders::domain().unwrap()).await.unwrap();
     eventually("the tables are there", async || projector.readiness().is_ready()).await;
-    assert_eq!(told(&world, &["resume"]).await, "nothing has stopped\n");
+    assert_eq!(world.told(&["resume"]).await, "nothing has stopped\n");
     let event = world.log.append_to("order", "o-1", "Unheard", "{}");
     world.publish(&event).await;
     let stopped = "select count(*) from parking_breaker where projection = 'orders'";
     eventually("it stops", async || world.count(stopped).await == 1).await;
-    let resumed = told_json(&world, &["resume", "orders"]).await;
+    let resumed = world.told_json(&["resume", "orders"]).await;
     assert_eq!(resumed[0]["reason"], "unknown-event-type");
     let parked = "select count(*) from parked where projection = 'orders'";
     eventually("it goes on", async || world.count(parked).await == 1).await;

@@ -104,6 +104,8 @@ impl World {
                 retry_pause_max: Period::from_millis(500),
                 ..ApplyConfig::default()
             },
+            projection: Default::default(),
+            sharing: Default::default(),
             shutdown_grace: Period::from_secs(10),
         }
     }

@@ -1,0 +1,164 @@
+//! Partitions that several processes share.
+
+use compose::process::Signal;
+use consistency::Position;
+
+use crate::world::{World, eventually};
+
+/// Longer than any test waits: what happens before is not by expiry.
+const FOR_EVER_S: u32 = 600;
+
+#[tokio::test]
+async fn partitions_are_split_evenly_as_processes_join_and_leave() {
+    let world = World::start().await;
+    let a = world.process("a", FOR_EVER_S, &[]);
+    world.split_is(&[("a", 8)]).await;
+    world.orders_stored(world.place(20).await).await;
+    let b = world.process("b", FOR_EVER_S, &[]);
+    world.split_is(&[("a", 4), ("b", 4)]).await;
+    world.orders_stored(world.place(20).await).await;
+    let c = world.process("c", FOR_EVER_S, &[]);
+    eventually("three share", async || {
+        let mut counts: Vec<i64> = world.split().await.iter().map(|(_, count)| *count).collect();
+        counts.sort_unstable();
+        counts == [2, 3, 3]
+    })
+    .await;
+    world.orders_stored(world.place(20).await).await;
+    a.leave().await;
+    world.split_is(&[("b", 4), ("c", 4)]).await;
+    world.orders_stored(world.place(20).await).await;
+    b.leave().await;
+    world.split_is(&[("c", 8)]).await;
+    world.orders_stored(world.place(20).await).await;
+    world.orders_are_exactly(100).await;
+    for process in [&b, &c] {
+        let applied = ["projection=\"orders\"", "outcome=\"applied\""];
+        if process.child.is_running() {
+            let applied = process.metric("tidemark_projection_events", &applied).await;
+            assert!((20.0..100.0).contains(&applied), "{applied}: it has had its share only");
+        }
+    }
+    c.leave().await;
+    assert!(world.split().await.is_empty(), "what has left holds nothing");
+}
+
+#[tokio::test]
+async fn partitions_move_while_events_arrive_and_nothing_is_lost_or_applied_twice() {
+    let world = World::start().await;
+    let a = world.process("a", FOR_EVER_S, &[]);
+    world.split_is(&[("a", 8)]).await;
+    let mut processes = vec![a];
+    let mut last = Position::ZERO;
+    for round in 0..4 {
+        last = world.place(50).await;
+        if round % 2 == 0 {
+            processes.push(world.process(&format!("p-{round}"), FOR_EVER_S, &[]));
+        } else {
+            processes.remove(0).leave().await;
+        }
+    }
+    world.orders_stored(last).await;
+    world.orders_are_exactly(200).await;
+}
+
+#[tokio::test]
+async fn the_partitions_of_a_killed_process_are_taken_when_its_lease_has_run_out() {
+    let world = World::start().await;
+    let a = world.process("a", 3, &[]);
+    world.split_is(&[("a", 8)]).await;
+    let b = world.process("b", 3, &[]);
+    world.split_is(&[("a", 4), ("b", 4)]).await;
+    world.place(100).await;
+    a.child.kill().await;
+    let last = world.place(100).await;
+    world.split_is(&[("b", 8)]).await;
+    world.orders_stored(last).await;
+    world.orders_are_exactly(200).await;
+    b.leave().await;
+}
+
+#[tokio::test]
+async fn a_killed_process_that_starts_again_has_its_partitions_back_at_once() {
+    let world = World::start().await;
+    let a = world.process("a", FOR_EVER_S, &[]);
+    world.split_is(&[("a", 8)]).await;
+    world.orders_stored(world.place(10).await).await;
+    a.child.kill().await;
+    let again = world.process("a", FOR_EVER_S, &[]);
+    world.orders_stored(world.place(10).await).await;
+    world.orders_are_exactly(20).await;
+    again.leave().await;
+}
+
+/// Frozen in the middle of a transaction, which holds the locks of its checkpoints.
+#[tokio::test]
+async fn a_frozen_process_loses_its_partitions_and_commits_nothing_when_it_goes_on() {
+    let world = World::start().await;
+    let a = world.process("a", 3, &[]);
+    world.split_is(&[("a", 8)]).await;
+    world.orders_stored(world.place(40).await).await;
+    let applied = ["projection=\"orders\"", "outcome=\"applied\""];
+    assert_eq!(a.metric("tidemark_projection_events", &applied).await, 40.0);
+
+    let mut lock = world.pool.begin().await.unwrap();
+    let states = "lock table orders_v1_state in access exclusive mode";
+    sqlx::query(states).execute(&mut *lock).await.unwrap();
+    world.place(40).await;
+    let waiting = "select count(*) from pg_locks join pg_class on pg_class.oid = relation
+                   where relname = 'orders_v1_state' and not granted";
+    eventually("it is in the middle of its transactions", async || world.count(waiting).await > 0)
+        .await;
+    a.child.signal(Signal::STOP);
+    lock.rollback().await.unwrap();
+    let fences = "select min(fence) from checkpoint where projection = 'orders'";
+    let fence = world.count(fences).await;
+
+    let b = world.process("b", 3, &[]);
+    world.split_is(&[("b", 8)]).await;
+    assert!(fence < world.count(fences).await, "whoever takes a partition raises its fence");
+    let last = world.place(40).await;
+    world.orders_stored(last).await;
+    world.orders_are_exactly(120).await;
+    a.child.signal(Signal::CONT);
+    world.split_is(&[("a", 4), ("b", 4)]).await;
+    assert_eq!(
+        a.metric("tidemark_projection_events", &applied).await,
+        40.0,
+        "what others have applied it has not"
+    );
+    assert_eq!(b.metric("tidemark_projection_events", &applied).await, 80.0);
+    world.orders_stored(world.place(40).await).await;
+    world.orders_are_exactly(160).await;
+    a.leave().await;
+    b.leave().await;
+}
+
+#[tokio::test]
+async fn partitions_are_applied_by_hand_where_they_are_named() {
+    let world = World::start().await;
+    let a = world.process("a", FOR_EVER_S, &[("PARTITIONS", "0,1")]);
+    world.split_is(&[("a", 2)]).await;
+    let last = world.place(64).await;
+    eventually("the named ones are applied", async || {
+        let stored = world.orders_checkpoints().await;
+        stored.len() == 8 && stored[..2].iter().all(|at| *at == last.as_i64())
+    })
+    .await;
+    assert_eq!(world.orders_checkpoints().await[2..], [0; 6]);
+    // The rest is shared by those for whom nothing is named.
+    let b = world.process("b", FOR_EVER_S, &[]);
+    let c = world.process("c", FOR_EVER_S, &[]);
+    world.split_is(&[("a", 2), ("b", 3), ("c", 3)]).await;
+    world.orders_stored(last).await;
+    world.orders_are_exactly(64).await;
+    // By hand is also taken from who has it.
+    c.leave().await;
+    let d = world.process("d", FOR_EVER_S, &[("PROJECTOR__APPLY__PARTITIONS", "[2, 3, 4]")]);
+    world.split_is(&[("a", 2), ("b", 3), ("d", 3)]).await;
+    world.orders_stored(world.place(64).await).await;
+    world.orders_are_exactly(128).await;
+    for process in [a, b, d] {
+        process.leave().await;
+    }
+}

@@ -53,6 +53,8 @@ pub struct Plan {
     pub postgres: postgres::Options,
     /// Lines added to the configuration of every gateway, before its first table.
     pub gateway_extra: String,
+    /// Set in the environment of every gateway and projector.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Three regions, running. All of it ends with this value.
@@ -354,6 +356,8 @@ impl<'a> Wiring<'a> {
         let log = folder.join(format!("{binary}.log"));
         let program =
             Program::new(format!("{binary} of {region}"), path, log).arg("--config").arg(config);
+        let environment = self.plan.environment.iter();
+        let program = environment.fold(program, |program, (name, value)| program.env(name, value));
         Service::start(program, admin_port)
     }
 }

@@ -13,6 +13,7 @@ use process::{
     postgres::PostgresConfig,
     server::ServerLimits,
     telemetry::LogConfig,
+    trace::OtlpConfig,
 };
 use serde::Deserialize;
 use uuid::Uuid;
@@ -70,6 +71,9 @@ pub struct GatewayConfig {
     /// How to log.
     #[serde(default, rename = "logging")]
     pub logs: LogConfig,
+    /// The collector of traces and metrics.
+    #[serde(default)]
+    pub otlp: OtlpConfig,
 }
 
 /// The public listener.

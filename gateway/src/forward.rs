@@ -1,6 +1,7 @@
 //! Asking the primary on behalf of a caller: one hop, never two.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use process::trace::SpanKind;
 use tokio::time::Instant;
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     status::{Outcome, Said},
     telemetry::Forwarded,
     token_carrier::CONSISTENCY_TOKEN,
+    trace,
     upstream::{ForwardError, Outgoing, Reply, Upstream, passed_on},
 };
 
@@ -76,9 +78,11 @@ async fn exchange(
     gateway: &Gateway,
     upstream: &Upstream,
     call: &Call,
-    headers: HeaderMap,
+    mut headers: HeaderMap,
 ) -> Result<Reply, ForwardError> {
     let began = Instant::now();
+    let mut span = trace::within(gateway, call, "forward", SpanKind::Client);
+    trace::continued(&span, &mut headers);
     let outgoing = Outgoing {
         method: &call.method,
         path_and_query: call.path_and_query(),
@@ -87,6 +91,9 @@ async fn exchange(
         deadline: call.deadline,
     };
     let replied = upstream.forward(outgoing).await;
+    if replied.is_err() {
+        span.fail("not answered");
+    }
     let ended = if replied.is_ok() { Forwarded::Answered } else { Forwarded::Failed };
     gateway.instruments.forwarded(began.elapsed(), ended);
     if let Ok(Reply { head: Some(head), .. }) = &replied {

@@ -37,6 +37,7 @@ mod start;
 mod status;
 mod telemetry;
 mod token_carrier;
+mod trace;
 mod upstream;
 mod waiters;
 mod write;

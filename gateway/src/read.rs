@@ -12,6 +12,7 @@ use consistency::{
     Budget, Chain, Decision, Demand, Evidence, LogPosition, Place, Refusal, Scope, Verdict, decide,
     judge,
 };
+use process::trace::SpanKind;
 use tokio::time::Instant;
 
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     read_models::{Ask, Snapshot},
     request::{Call, PREFERENCE_APPLIED, Wish},
     status::{CACHE_STATUS, CacheStatus, Outcome, Timing},
+    trace,
 };
 
 use self::target::Target;
@@ -242,6 +244,7 @@ impl Read<'_> {
     /// Blocks until the demand is met here, at most so long.
     async fn wait(&mut self, ms: u32, facts: Facts) -> Result<Facts, Error> {
         let began = Instant::now();
+        let mut span = trace::within(self.gateway, self.call, "wait", SpanKind::Internal);
         let until = began + Duration::from_millis(u64::from(ms));
         let mut facts = facts;
         let satisfied = loop {
@@ -266,6 +269,7 @@ impl Read<'_> {
                 break facts.verdict != Verdict::Behind;
             }
         };
+        span.set("tidemark.satisfied", satisfied);
         self.timing.wait += began.elapsed();
         self.gateway.instruments.waited(began.elapsed(), satisfied);
         if self.outcome == Outcome::Local {

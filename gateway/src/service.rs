@@ -23,7 +23,7 @@ use crate::{
     request::{self, Call, REQUEST_ID},
     status::Outcome,
     token_carrier::{CONSISTENCY_TOKEN, Presented},
-    write,
+    trace, write,
 };
 
 const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
@@ -112,6 +112,8 @@ impl Service {
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
         let is_write = !parts.method.is_safe();
+        let traces = &gateway.instruments.traces;
+        let mut span = trace::of_request(traces, &mut parts.headers, Route::pattern(route), method);
         let sent = parts.headers.clone();
         let header_bytes_max = gateway.config.listen.limits.header_bytes_max;
         let token = request::check_headers(&sent, header_bytes_max)
@@ -144,11 +146,15 @@ impl Service {
             request_id,
             began,
         };
+        if let Some(said) = &answer.said {
+            span.set("tidemark.outcome", said.outcome.as_str());
+        }
         let mut response = finishing.finish(answer);
         if is_head {
             *response.body_mut() = Body::empty();
         }
         let status = response.status().as_u16();
+        span.set("http.response.status_code", i64::from(status));
         gateway.instruments.answered(label, method, status, began.elapsed());
         response
     }

@@ -11,6 +11,7 @@ use process::{
     postgres::{self, PostgresConfig},
     server, shutdown,
     telemetry::{Metrics, TelemetryError},
+    trace::Traces,
 };
 use projection::Domain;
 use sqlx::migrate::MigrateError;
@@ -30,6 +31,8 @@ use crate::{
     upstream::{Upstream, UpstreamError},
 };
 
+/// As collectors know it.
+const SERVICE: &str = "tidemark-gateway";
 /// How long a primary tries to open its log before it gives up.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 const OPEN_RETRY: Duration = Duration::from_millis(250);
@@ -109,7 +112,8 @@ pub async fn start(
         ),
     }
     let carrier = TokenCarrier::new(config.key_ring()?, config.token.cookie, config.listen.scheme);
-    let metrics = Metrics::new("tidemark-gateway")?;
+    let metrics = Metrics::new(SERVICE, &config.otlp)?;
+    let traces = Traces::new(&config.otlp, SERVICE, config.region.as_str())?;
     let readiness = Readiness::default();
     readiness.set("database", Condition::NotReady("not looked at yet".to_owned()));
     let routes = Routes::new(&config.routes, &domain, &config.read.policy)?;
@@ -122,7 +126,7 @@ pub async fn start(
     let admin_listener = bind(config.admin.address).await?;
     let (address, admin_address) = (local(&listener)?, local(&admin_listener)?);
     let (role, log) = role(&config, &stop).await?;
-    let instruments = Instruments::new(&metrics.meter("tidemark-gateway"));
+    let instruments = Instruments::new(&metrics.meter(SERVICE), traces);
     let gateway = Gateway::new(config, domain, carrier, read_models, instruments, role, routes);
     let gateway = Arc::new(gateway);
     if let Role::Primary(store) = &gateway.role {

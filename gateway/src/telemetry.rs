@@ -8,6 +8,8 @@ use opentelemetry::{
     metrics::{Counter, Gauge, Histogram, Meter},
 };
 
+use process::trace::Traces;
+
 use crate::status::Outcome;
 
 const SERVER_REQUEST_DURATION: &str = "http.server.request.duration";
@@ -48,6 +50,8 @@ const SECONDS: [f64; 16] = [
 /// The instruments.
 #[derive(Debug)]
 pub struct Instruments {
+    /// What spans are made of.
+    pub traces: Traces,
     requests: Histogram<f64>,
     decisions: Counter<u64>,
     waits: Histogram<f64>,
@@ -103,11 +107,12 @@ pub struct Progress {
 
 impl Instruments {
     /// Makes them.
-    pub fn new(meter: &Meter) -> Self {
+    pub fn new(meter: &Meter, traces: Traces) -> Self {
         let seconds = |name| {
             meter.f64_histogram(name).with_unit("s").with_boundaries(SECONDS.to_vec()).build()
         };
         Self {
+            traces,
             requests: seconds(SERVER_REQUEST_DURATION),
             decisions: meter.u64_counter(READ_DECISIONS).build(),
             waits: seconds(WAIT_DURATION),

@@ -4,12 +4,13 @@ mod command;
 mod once;
 
 use consistency::{
-    AggregateId, Claim, EventId, LogPosition, Name, Position, SchemaVersion, Traceparent, Version,
+    AggregateId, Claim, EventId, LogPosition, Name, Position, SchemaVersion, Version,
 };
 use event_store::{
     Append, AppendError, Appended, EventStore, Expected, Idempotency, InvalidAppend, NewEvent, Once,
 };
-use http::{HeaderName, StatusCode, header};
+use http::{StatusCode, header};
+use process::trace::SpanKind;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -22,11 +23,10 @@ use crate::{
     gateway::{Gateway, Role},
     request::{self, Call},
     status::{Outcome, Said},
+    trace,
 };
 
 pub use command::command;
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The body of an append.
 #[derive(Debug, Deserialize)]
@@ -66,18 +66,12 @@ pub async fn append(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Res
         schema_version: event.schema_version,
         data: String::from(Box::<str>::from(event.data)),
     });
-    let append = appending(call, aggregate, expected, events.collect());
+    let append = appending(aggregate, expected, events.collect());
     commit(gateway, store, call, append, key).await
 }
 
 /// The append of a request: its ids and its trace.
-fn appending(
-    call: &Call,
-    aggregate: AggregateId,
-    expected: Expected,
-    events: Vec<NewEvent>,
-) -> Append {
-    let traceparent = call.headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
+fn appending(aggregate: AggregateId, expected: Expected, events: Vec<NewEvent>) -> Append {
     let request_id = Uuid::now_v7();
     Append {
         aggregate,
@@ -86,7 +80,7 @@ fn appending(
         correlation_id: request_id,
         causation_id: request_id,
         idempotency_key_hash: None,
-        traceparent: traceparent.and_then(Traceparent::parse),
+        traceparent: None,
     }
 }
 
@@ -116,6 +110,9 @@ async fn commit(
     // What the caller wrote before may not be in an epoch that is opened meanwhile.
     let judged = call.token.epoch();
     let store = store.judged_in(judged);
+    let span = trace::within(gateway, call, "append", SpanKind::Internal);
+    // What becomes of the events in every region comes under their append.
+    let append = Append { traceparent: trace::parent_of_events(&span, &call.headers), ..append };
     let appending = async {
         match key {
             None => store.append(append).await.map(Once::Appended),
@@ -125,7 +122,9 @@ async fn commit(
             }
         }
     };
-    let committed = match tokio::time::timeout_at(call.deadline, appending).await {
+    let ended = tokio::time::timeout_at(call.deadline, appending).await;
+    drop(span);
+    let committed = match ended {
         Ok(Ok(Once::Repeated(repeat))) => return once::repeated(gateway, call, repeat),
         Ok(Ok(Once::Appended(appended))) if appended.epoch == judged => Ok(appended),
         // Carried into another epoch before its answer was looked up; a repeat is judged there.

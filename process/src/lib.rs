@@ -8,3 +8,4 @@ pub mod postgres;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;

@@ -1,12 +1,18 @@
-//! Logs to standard error, metrics for Prometheus.
+//! Logs to standard error, metrics for Prometheus and, where there is one, for a collector.
 
 use std::io::IsTerminal as _;
 
 use opentelemetry::metrics::{Meter, MeterProvider as _};
-use opentelemetry_sdk::{Resource, metrics::SdkMeterProvider};
+use opentelemetry_otlp::{MetricExporter, WithExportConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::{PeriodicReader, SdkMeterProvider},
+};
 use prometheus::{Encoder as _, TextEncoder};
 use serde::Deserialize;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::trace::OtlpConfig;
 
 /// How a process logs.
 #[derive(Debug, Clone, Deserialize)]
@@ -46,6 +52,9 @@ pub enum TelemetryError {
     /// The exporter does not start.
     #[error("the Prometheus exporter does not start")]
     Exporter(#[from] opentelemetry_sdk::error::OTelSdkError),
+    /// The way to the collector cannot be set up.
+    #[error("the collector's endpoint is not usable")]
+    Collector(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
 /// Sends logs to standard error from here on. Once a process.
@@ -71,14 +80,20 @@ pub struct Metrics {
 
 impl Metrics {
     /// An empty set, told apart from others by the service's name.
-    pub fn new(service: &'static str) -> Result<Self, TelemetryError> {
+    pub fn new(service: &'static str, otlp: &OtlpConfig) -> Result<Self, TelemetryError> {
         let registry = prometheus::Registry::new();
         let exporter =
             opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?;
         let resource = Resource::builder().with_service_name(service).build();
-        let provider =
-            SdkMeterProvider::builder().with_reader(exporter).with_resource(resource).build();
-        Ok(Self { registry, provider })
+        let mut provider =
+            SdkMeterProvider::builder().with_reader(exporter).with_resource(resource);
+        if let Some(endpoint) = otlp.path("metrics") {
+            let exporter = MetricExporter::builder().with_http().with_endpoint(endpoint).build()?;
+            let reader = PeriodicReader::builder(exporter);
+            let reader = reader.with_interval(otlp.metrics_interval.get());
+            provider = provider.with_reader(reader.build());
+        }
+        Ok(Self { registry, provider: provider.build() })
     }
 
     /// Makes instruments.
@@ -105,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_counted_is_rendered() {
-        let metrics = Metrics::new("example").unwrap();
+        let metrics = Metrics::new("example", &OtlpConfig::default()).unwrap();
         let counter = metrics.meter("example").u64_counter("tidemark.read.decisions").build();
         counter.add(3, &[KeyValue::new("decision", "local")]);
         let text = metrics.render();

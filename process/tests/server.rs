@@ -80,7 +80,7 @@ async fn the_admin_listener_shows_probes_to_all_and_the_rest_to_who_has_the_cred
     let readiness = Readiness::default();
     let admin = Admin {
         readiness: readiness.clone(),
-        metrics: Metrics::new("example").unwrap(),
+        metrics: Metrics::new("example", &Default::default()).unwrap(),
         status: Arc::new(|| serde_json::json!({"region": "eu-west"})),
         operations: None,
     };

@@ -9,6 +9,7 @@ use process::config::{Config, Period, Secret, SecretUrl};
 use process::nats::NatsConfig;
 use process::postgres::PostgresConfig;
 use process::telemetry::LogConfig;
+use process::trace::OtlpConfig;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -28,6 +29,9 @@ pub struct ProjectorConfig {
     /// How it logs.
     #[serde(default)]
     pub logging: LogConfig,
+    /// The collector of traces and metrics.
+    #[serde(default)]
+    pub otlp: OtlpConfig,
     /// The region's database.
     pub database: PostgresConfig,
     /// The region's NATS server.

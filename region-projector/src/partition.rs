@@ -496,7 +496,7 @@ impl Running {
         let from = self.watermark;
         self.stored(batch.through, batch.committed_at);
         self.announce(from, &plan.touched).await;
-        let Partition { key, telemetry, health, status, .. } = &self.partition;
+        let Partition { key, held, telemetry, health, status, .. } = &self.partition;
         let ids = batch.events.iter().map(|event| event.aggregate.id());
         status.applied(key, Instant::now(), ids);
         let (letters, duplicates) = (plan.letters.len(), plan.duplicate_count);
@@ -505,6 +505,7 @@ impl Running {
         telemetry.events(key, Outcome::Duplicate, duplicates);
         let applied = batch.events.len().saturating_sub(letters + duplicates);
         telemetry.events(key, Outcome::Applied, applied);
+        telemetry.spans(key, held.partition, &batch.events, began.elapsed());
         health.well(Part::Database, &self.name);
         for parking in &plan.parkings {
             telemetry.parked(key, parking.reason);

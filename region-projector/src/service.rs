@@ -10,6 +10,7 @@ use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
 use process::postgres::PostgresConfig;
 use process::telemetry::Metrics;
+use process::trace::Traces;
 use process::{nats, postgres};
 use projection::{Domain, ProjectionDefinition};
 use sqlx::PgPool;
@@ -63,7 +64,7 @@ impl Projector {
         start::check_named(&config, &domain)?;
         let health = Health::default();
         health.unwell(Part::Start, SERVICE, "starting");
-        let metrics = Metrics::new(SERVICE)?;
+        let metrics = Metrics::new(SERVICE, &config.otlp)?;
         let status = Status::default();
         let pool = postgres::connect(&config.database, SERVICE)?;
         let nats = nats::connect(&config.nats.server, SERVICE).await?;
@@ -80,8 +81,9 @@ impl Projector {
         };
         let credential = config.admin.credential.clone();
         let admin = tokio::spawn(admin::serve(listener, credential, admin, admin_stop.clone()));
+        let traces = Traces::new(&config.otlp, SERVICE, &config.region)?;
         let readiness = health.readiness().clone();
-        let telemetry = Arc::new(Telemetry::new(&metrics, &status));
+        let telemetry = Arc::new(Telemetry::new(&metrics, &status, traces));
         let shown = status.clone();
         let name = config.sharing.name.clone().unwrap_or_else(|| {
             let host = rustix::system::uname();

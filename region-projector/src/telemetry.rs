@@ -1,13 +1,20 @@
 //! What the projector measures: every name and label in one place.
 
+use std::time::{Duration, SystemTime};
+
+use consistency::Event;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+use process::trace::{SpanKind, Traces};
 use tokio::time::Instant;
 
 use crate::checkpoint::VersionKey;
 use crate::status::{self, Status};
 
 const METER: &str = "tidemark.projector";
+
+/// Spans of one batch at most: more say nothing new.
+const BATCH_SPANS_MAX: usize = 64;
 
 /// Events by what became of them.
 const EVENTS: &str = "tidemark.projection.events";
@@ -107,6 +114,8 @@ impl Outcome {
 /// The instruments.
 #[derive(Debug)]
 pub struct Telemetry {
+    /// What spans are made of.
+    pub traces: Traces,
     events: Counter<u64>,
     batch_duration: Histogram<f64>,
     retries: Counter<u64>,
@@ -119,10 +128,11 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Makes the instruments; what partitions have reached is read from `status` when it is asked for.
-    pub fn new(metrics: &process::telemetry::Metrics, status: &Status) -> Self {
+    pub fn new(metrics: &process::telemetry::Metrics, status: &Status, traces: Traces) -> Self {
         let meter = metrics.meter(METER);
         observe(&meter, status);
         let telemetry = Self {
+            traces,
             events: meter.u64_counter(EVENTS).build(),
             batch_duration: meter.f64_histogram(BATCH_DURATION).with_unit("s").build(),
             retries: meter.u64_counter(RETRIES).build(),
@@ -151,6 +161,19 @@ impl Telemetry {
             let [projection, version] = of_version(key);
             let outcome = KeyValue::new(LABEL_OUTCOME, outcome.label());
             self.events.add(count as u64, &[projection, version, outcome]);
+        }
+    }
+
+    /// A span for each event of a batch that committed, under the append that it came from.
+    pub fn spans(&self, key: &VersionKey, partition: u16, events: &[Event], took: Duration) {
+        let began = SystemTime::now().checked_sub(took).unwrap_or(SystemTime::UNIX_EPOCH);
+        let traced = events.iter().filter_map(|event| Some((event, event.traceparent.as_ref()?)));
+        for (event, parent) in traced.take(BATCH_SPANS_MAX) {
+            let kind = SpanKind::Consumer;
+            let mut span = self.traces.span_since("project", kind, parent.as_str(), began);
+            span.set("tidemark.projection", key.to_string());
+            span.set("tidemark.partition", i64::from(partition));
+            span.set("tidemark.position", event.at.position.as_i64());
         }
     }
 

@@ -5,3 +5,4 @@
 mod readme;
 mod stack;
 mod topology;
+mod trace;

@@ -24,7 +24,7 @@ fn caller(stack: &Stack, region: &str) -> Caller {
 }
 
 /// Places an order through the region, and returns its path in the view of orders.
-async fn place(caller: &mut Caller, order: &str) -> String {
+pub async fn place(caller: &mut Caller, order: &str) -> String {
     let customer = json!({"customer_id": format!("customer-of-{order}"), "name": "Ada"});
     let product = json!({"product_id": format!("product-of-{order}"), "name": "Tide table", "price_cents": 2500});
     assert!(caller.command("RegisterCustomer", &customer).await.unwrap().status.is_success());

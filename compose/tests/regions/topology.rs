@@ -73,7 +73,7 @@ async fn last_sequence(context: &Context) -> u64 {
     context.get_stream(STREAM).await.unwrap().cached_info().state.last_sequence
 }
 
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let holds = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -71,7 +71,7 @@ async fn run(
             let said = said(gateway, call, state.at());
             return Ok(Ran::Unchanged(unchanged(prepared.target(), &state).saying(said)));
         }
-        let append = appending(call, prepared.target().clone(), at_version(&state), events);
+        let append = appending(prepared.target().clone(), at_version(&state), events);
         match commit(gateway, store, call, append, key).await {
             Ok(answer) => return Ok(Ran::Appended(answer)),
             // Somebody else was quicker. Decide again on what they made of it, unless the caller

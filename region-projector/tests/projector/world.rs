@@ -81,6 +81,7 @@ impl World {
             },
             log: LogIdentity { id: LOG_ID },
             logging: Default::default(),
+            otlp: Default::default(),
             database: PostgresConfig::new(&self.database_url),
             nats: StreamConfig {
                 server,

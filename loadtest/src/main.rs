@@ -3,12 +3,14 @@
 //!
 //! What a row measures, and against what, is said at the top of its module in [`rows`].
 
+mod bare;
 mod events;
 mod http;
 mod load;
 mod pairs;
 mod report;
 mod rows;
+mod seed;
 mod servers;
 mod stream;
 
@@ -16,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use bare::Bare;
 use clap::Parser;
 use report::Report;
 use rows::Row;
@@ -34,6 +37,9 @@ struct Arguments {
     /// Ends with an error when a goal is missed.
     #[arg(long)]
     check: bool,
+    /// A baseline as a process of its own.
+    #[command(subcommand)]
+    bare: Option<Bare>,
 }
 
 /// How much is measured.
@@ -53,6 +59,11 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    if let Some(bare) = arguments.bare {
+        // With as many threads as a service has.
+        let runtime = tokio::runtime::Runtime::new()?;
+        return runtime.block_on(bare.serve()).map(|()| ExitCode::SUCCESS);
+    }
     let wanted = if arguments.only.is_empty() { Row::ALL.to_vec() } else { arguments.only };
     let file = arguments.report.unwrap_or_else(report::default_file);
     let mut report = Report::default();

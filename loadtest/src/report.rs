@@ -13,13 +13,16 @@ pub enum Goal {
     RatioMin(f64),
     /// Ours is at most so many times the baseline.
     RatioMax(f64),
+    /// Ours is at most that, in the row's unit.
+    ValueMax(f64),
 }
 
 impl Goal {
-    fn is_met(self, ratio: Option<f64>) -> bool {
+    fn is_met(self, value: f64, ratio: Option<f64>) -> bool {
         match self {
             Self::RatioMin(bound) => ratio.is_some_and(|ratio| bound <= ratio),
             Self::RatioMax(bound) => ratio.is_some_and(|ratio| ratio <= bound),
+            Self::ValueMax(bound) => value <= bound,
         }
     }
 }
@@ -29,6 +32,7 @@ impl Display for Goal {
         match self {
             Self::RatioMin(bound) => write!(f, ">= {bound} x"),
             Self::RatioMax(bound) => write!(f, "<= {bound} x"),
+            Self::ValueMax(bound) => write!(f, "<= {bound}"),
         }
     }
 }
@@ -65,7 +69,7 @@ impl Line {
         let value = median(&samples).unwrap_or(f64::NAN);
         let baseline = median(&baseline_samples);
         let ratio = baseline.map(|baseline| value / baseline);
-        let met = goal.is_met(ratio);
+        let met = goal.is_met(value, ratio);
         let goal = goal.to_string();
         Self {
             name,
@@ -175,7 +179,8 @@ mod tests {
         let mut report = Report::default();
         report.add(vec![
             Line::new("slow", "x", vec![1.0], vec![2.0], Goal::RatioMin(0.6)),
-            Line::new("late", "ms", vec![4.1], vec![2.0], Goal::RatioMax(2.0)),
+            Line::new("quick", "ms", vec![2.0], vec![], Goal::ValueMax(3.0)),
+            Line::new("late", "ms", vec![4.0], vec![], Goal::ValueMax(3.0)),
             Line::new("near", "x", vec![4.0], vec![2.0], Goal::RatioMax(2.0)),
         ]);
         assert_eq!(report.missed(), ["slow", "late"]);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use compose::local::settings::{GatewaySettings, NatsUser, Place, SharedSecrets};
+use compose::local::settings::{
+    GatewaySettings, NatsUser, Place, ProjectorSettings, SharedSecrets,
+};
 use compose::local::{LOG_DATABASE, PRIMARY, REGION_DATABASE};
 use compose::nats::{Server, User};
 use compose::ports;
@@ -20,6 +22,8 @@ use uuid::Uuid;
 
 /// How long anything may take to start or to settle.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a condition may take to come true.
+const CONDITION_PATIENCE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A Postgres whose commits reach the disk, with room for the baseline's many connections and the
@@ -50,23 +54,43 @@ pub fn secrets() -> SharedSecrets {
     SharedSecrets { log_id: Uuid::now_v7(), token_key: secret(), credential: secret() }
 }
 
-/// The primary region: Postgres, NATS and a gateway.
+/// How the services are set up, where that is not as they are shipped.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// Lines of the gateway's configuration, before its first table.
+    pub gateway_extra: String,
+    /// Environment of the gateway.
+    pub gateway_settings: Vec<(&'static str, &'static str)>,
+    /// Environment of the projector.
+    pub projector_settings: Vec<(&'static str, &'static str)>,
+    /// Whether there is a projector.
+    pub has_projector: bool,
+}
+
+/// The primary region: Postgres, NATS, a gateway, and a projector where one is wanted.
 #[derive(Debug)]
 pub struct Primary {
     /// Where the gateway answers.
     pub address: SocketAddr,
+    /// Where the gateway says how it is.
+    pub admin_url: String,
     /// The log's and the region's database.
     pub postgres: Cluster,
     /// Its NATS server.
     pub nats: Server,
-    // The processes end before their folder goes.
-    _gateway: Child,
+    /// What its processes share.
+    pub secrets: SharedSecrets,
+    /// The gateway's process.
+    pub gateway: Child,
+    /// The projector's process.
+    pub projector: Option<Child>,
+    // After the processes, so that they have ended when it goes.
     _folder: TempDir,
 }
 
 impl Primary {
-    /// Starts all three. `extra` are lines of the gateway's configuration, before its first table.
-    pub async fn start(extra: &str) -> anyhow::Result<Self> {
+    /// Starts all of it.
+    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
         let (postgres, nats) =
             tokio::try_join!(durable_postgres(), async { Ok(Server::start_single().await?) })?;
         let secrets = secrets();
@@ -76,7 +100,7 @@ impl Primary {
         region_projector::start::prepare(&pool(&database_url).await?, &domain, secrets.log_id)
             .await?;
         let folder = tempfile::tempdir()?;
-        let [port, admin_port] = ports::free_many()?;
+        let [port, admin_port, projector_port] = ports::free_many()?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let user = |user: User| NatsUser::new(nats.url(), nats.credentials(user));
         let settings = GatewaySettings {
@@ -87,14 +111,42 @@ impl Primary {
             },
             listen: address.to_string(),
             admin: format!("127.0.0.1:{admin_port}"),
-            database_url,
+            database_url: database_url.clone(),
             nats: user(User::Gateway),
-            secrets,
-            extra: extra.to_owned(),
+            secrets: secrets.clone(),
+            extra: setup.gateway_extra,
         };
-        let gateway = gateway(folder.path(), &settings)?;
-        wait_until_ready(&gateway, &format!("http://127.0.0.1:{admin_port}")).await?;
-        Ok(Self { address, postgres, nats, _gateway: gateway, _folder: folder })
+        let gateway =
+            service(folder.path(), "gateway", &settings.to_string(), &setup.gateway_settings)?;
+        let admin_url = format!("http://127.0.0.1:{admin_port}");
+        let projector = ProjectorSettings {
+            region: PRIMARY.into(),
+            primary: PRIMARY.into(),
+            admin: format!("127.0.0.1:{projector_port}"),
+            database_url,
+            nats: user(User::Projector),
+            primary_url: format!("http://{address}"),
+            secrets: secrets.clone(),
+        };
+        wait_until_ready(&gateway, &admin_url).await?;
+        let projector = if setup.has_projector {
+            let (settings, more) = (projector.to_string(), &setup.projector_settings);
+            let projector = service(folder.path(), "region-projector", &settings, more)?;
+            wait_until_ready(&projector, &format!("http://127.0.0.1:{projector_port}")).await?;
+            Some(projector)
+        } else {
+            None
+        };
+        Ok(Self {
+            address,
+            admin_url,
+            postgres,
+            nats,
+            secrets,
+            gateway,
+            projector,
+            _folder: folder,
+        })
     }
 
     /// Waits until the relay has published all that was appended, so that it does not work on through
@@ -109,12 +161,19 @@ impl Primary {
     }
 }
 
-/// Starts a gateway as it is shipped: the binary beside this one.
-fn gateway(folder: &Path, settings: &GatewaySettings) -> anyhow::Result<Child> {
-    let config = folder.join("gateway.toml");
-    std::fs::write(&config, settings.to_string())?;
-    let log = folder.join("gateway.log");
-    Ok(Program::new("gateway", binary("gateway")?, log).arg("--config").arg(config).spawn()?)
+/// Starts a service as it is shipped: the binary beside this one.
+fn service(
+    folder: &Path,
+    name: &str,
+    settings: &str,
+    environment: &[(&str, &str)],
+) -> anyhow::Result<Child> {
+    let config = folder.join(format!("{name}.toml"));
+    std::fs::write(&config, settings)?;
+    let log = folder.join(format!("{name}.log"));
+    let program = Program::new(name, binary(name)?, log).arg("--config").arg(config);
+    let with = |program: Program, (key, value): &(&str, &str)| program.env(*key, value);
+    Ok(environment.iter().fold(program, with).spawn()?)
 }
 
 /// A program that was built together with this one.
@@ -131,14 +190,17 @@ async fn wait_until_ready(service: &Child, admin_url: &str) -> anyhow::Result<()
     Ok(service.wait_until("ready", PATIENCE, ready).await?)
 }
 
-/// Waits for a condition.
+/// Waits for a condition, which may take a while on a busy machine.
 pub async fn until(
     what: &str,
     holds: impl AsyncFn() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + CONDITION_PATIENCE;
     while !holds().await? {
-        anyhow::ensure!(Instant::now() < end, "in {PATIENCE:?} it never came true that {what}");
+        anyhow::ensure!(
+            Instant::now() < end,
+            "in {CONDITION_PATIENCE:?} it never came true that {what}"
+        );
         sleep(LOOK).await;
     }
     Ok(())

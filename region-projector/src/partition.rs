@@ -495,6 +495,9 @@ impl Running {
     async fn committed(&mut self, batch: &Batch, plan: Plan, began: Instant) {
         let from = self.watermark;
         self.stored(batch.through, batch.committed_at);
+        let (version, partition) = (&self.partition.key, self.partition.held.partition);
+        let committed = batch.through.position.get();
+        tracing::debug!(%version, partition, committed, "batch committed");
         self.announce(from, &plan.touched).await;
         let Partition { key, held, telemetry, health, status, .. } = &self.partition;
         let ids = batch.events.iter().map(|event| event.aggregate.id());

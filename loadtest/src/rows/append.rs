@@ -20,7 +20,7 @@ use crate::http::Connection;
 use crate::load::{Load, closed_loop};
 use crate::pairs::{Sample, Side, interleave};
 use crate::report::{Goal, Line};
-use crate::servers::{self, Primary};
+use crate::servers::{self, Primary, Setup};
 
 pub const HTTP: &str = "append_http";
 pub const LATENCY: &str = "append_latency";
@@ -78,7 +78,7 @@ struct World {
 
 impl World {
     async fn start(appending_count: usize, inserting_count: usize) -> anyhow::Result<Self> {
-        let primary = Primary::start("").await?;
+        let primary = Primary::start(Setup::default()).await?;
         let log = servers::pool(&primary.postgres.url(LOG_DATABASE)).await?;
         let nats = servers::operator(&primary.nats).await?;
         let url = primary.postgres.create_database("plain").await?;

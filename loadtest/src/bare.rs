@@ -1,0 +1,209 @@
+//! What ours is compared with when it answers requests: hyper and nothing else, in a process of its own
+//! with as many threads as a gateway has.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use compose::process::{Child, Program};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use projection::sql::{RowAnswer, RowColumns, ViewStatements};
+use projection::{Domain, ProjectionDefinition};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::net::TcpListener;
+
+use crate::http::Answer;
+use crate::servers::PATIENCE;
+
+/// As many connections as a gateway has to its read models.
+const POOL_CONNECTION_COUNT: u32 = 16;
+
+/// A bare server.
+#[derive(Debug, clap::Subcommand)]
+pub enum Bare {
+    /// Answers every request with the bytes of a file.
+    #[command(hide = true)]
+    Fixed {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// What it answers.
+        template: PathBuf,
+    },
+    /// Answers with the row that a path ends with, by the statement that a gateway uses.
+    #[command(hide = true)]
+    Rows {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// What else it answers.
+        template: PathBuf,
+        /// Where the rows are.
+        database: String,
+    },
+}
+
+/// An answer to be given again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Template {
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+impl Template {
+    /// A body of a kind.
+    pub fn new(content_type: &str, body: &str) -> Self {
+        let headers = vec![("content-type".to_owned(), content_type.to_owned())];
+        Self { headers, body: body.to_owned() }
+    }
+
+    /// Of an answer, without what a server adds by itself.
+    pub fn of(answer: &Answer<'_>) -> Self {
+        let own = |name: &str| ["content-length", "date"].contains(&name);
+        let headers = answer.headers().filter(|(name, _)| !own(name));
+        let body = String::from_utf8_lossy(answer.body).into_owned();
+        Self { headers: headers.collect(), body }
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: &str, value: String) -> Self {
+        self.headers.push((name.to_owned(), value));
+        self
+    }
+}
+
+/// Starts a bare server and waits until it listens. What it is to answer is written beside its log.
+pub async fn start(
+    folder: &Path,
+    listen: SocketAddr,
+    template: &Template,
+    database: Option<String>,
+) -> anyhow::Result<Child> {
+    let file = folder.join(format!("{}.json", listen.port()));
+    std::fs::write(&file, serde_json::to_string(template)?)?;
+    let kind = if database.is_some() { "rows" } else { "fixed" };
+    let program = Program::new("bare server", std::env::current_exe()?, folder.join("bare.log"));
+    let program = program.arg(kind).arg(listen.to_string()).arg(file).args(database);
+    let server = program.spawn()?;
+    let listens = async || tokio::net::TcpStream::connect(listen).await.is_ok();
+    server.wait_until("listening", PATIENCE, listens).await?;
+    Ok(server)
+}
+
+impl Bare {
+    /// Serves until it is killed.
+    pub async fn serve(self) -> anyhow::Result<()> {
+        match self {
+            Self::Fixed { listen, template } => {
+                let template = Arc::new(Prepared::read(&template)?);
+                let answer = move |_| {
+                    let template = Arc::clone(&template);
+                    async move { template.response(template.body.clone()) }
+                };
+                serve(listen, answer).await
+            }
+            Self::Rows { listen, template, database } => {
+                let template = Arc::new(Prepared::read(&template)?);
+                let rows = Arc::new(Rows::open(&database).await?);
+                let answer = move |request: Request<Incoming>| {
+                    let (template, rows) = (Arc::clone(&template), Arc::clone(&rows));
+                    async move {
+                        let (_, id) = request.uri().path().rsplit_once('/').unwrap_or_default();
+                        let body = rows.body(id).await.unwrap_or_else(|error| error.to_string());
+                        template.response(body.into())
+                    }
+                };
+                serve(listen, answer).await
+            }
+        }
+    }
+}
+
+async fn serve<F, R>(listen: SocketAddr, answer: F) -> anyhow::Result<()>
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let listener = TcpListener::bind(listen).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let answer = answer.clone();
+        let service = service_fn(move |request| {
+            let answered = answer(request);
+            async move { Ok::<_, Infallible>(answered.await) }
+        });
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+/// A template, ready to be answered with.
+struct Prepared {
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Prepared {
+    fn read(file: &Path) -> anyhow::Result<Self> {
+        let template: Template = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in template.headers {
+            headers.append(name.parse::<HeaderName>()?, value.parse::<HeaderValue>()?);
+        }
+        Ok(Self { headers, body: template.body.into() })
+    }
+
+    fn response(&self, body: Bytes) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(body));
+        *response.headers_mut() = self.headers.clone();
+        response
+    }
+}
+
+/// The rows of the view of orders.
+struct Rows {
+    domain: Domain,
+    pool: PgPool,
+}
+
+impl Rows {
+    async fn open(database: &str) -> anyhow::Result<Self> {
+        let pool = PgPoolOptions::new()
+            .max_connections(POOL_CONNECTION_COUNT)
+            .acquire_timeout(PATIENCE)
+            .test_before_acquire(false)
+            .connect(database)
+            .await?;
+        Ok(Self { domain: orders::domain()?, pool })
+    }
+
+    async fn body(&self, id: &str) -> anyhow::Result<String> {
+        let definition = self.domain.projection("orders", 1).context("the domain has orders")?;
+        let statement = AssertSqlSafe(read_statement(definition)?);
+        let partition = definition.partition_count().partition_of(id);
+        let columns: RowColumns = sqlx::query_as(statement)
+            .bind(i32::from(partition))
+            .bind(id)
+            .fetch_one(&self.pool)
+            .await?;
+        let row = RowAnswer::from_columns(columns)?.row.context("there is no such row")?;
+        Ok(format!(r#"{{"key":"{id}","version":{},"data":{}}}"#, row.version, row.data))
+    }
+}
+
+fn read_statement(definition: &ProjectionDefinition) -> anyhow::Result<Arc<str>> {
+    let rows = definition.statements().views.iter().find_map(|view| match view {
+        ViewStatements::Row(row) => Some(Arc::clone(&row.read)),
+        ViewStatements::List(_) | ViewStatements::Rollup(_) | ViewStatements::Search(_) => None,
+    });
+    rows.context("orders have a row view")
+}

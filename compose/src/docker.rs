@@ -83,6 +83,7 @@ fn nats(region: &str) -> Config {
         secret: Secret::new(PASSWORD),
         operator: false,
         payload_bytes_max: None,
+        tls: None,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::folder::Folder;
 use crate::process::{Child, Program, Signal};
 use crate::{Error, ports, tools};
 
-pub use config::{Config, Role, Secret, User};
+pub use config::{Config, Role, Secret, Tls, User};
 pub use topology::{Topology, event_link};
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -30,9 +30,15 @@ impl Server {
     /// A primary on its own, called `us-east` (its JetStream domain too), with the users of the topology and, for
     /// tests that cause faults, [`User::Operator`], who may do everything.
     pub async fn start_single() -> Result<Self, Error> {
+        Server::start_single_over(None).await
+    }
+
+    /// The same, over TLS if there is any.
+    pub async fn start_single_over(tls: Option<Tls>) -> Result<Self, Error> {
         let role = Role::Primary { leafnode_port: ports::free()?, regions: Vec::new() };
         let mut config = Config::local("us-east", role)?;
         config.operator = true;
+        config.tls = tls;
         Server::start(config).await
     }
 

@@ -27,8 +27,19 @@ pub struct Options {
     pub durable: bool,
     /// The port; a free one unless set.
     pub port: Option<u16>,
+    /// Whether connections must be encrypted, with this certificate.
+    pub tls: Option<Tls>,
     /// Further settings by name, which win over those made here.
     pub settings: Vec<(String, String)>,
+}
+
+/// The certificate of a server.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// In PEM.
+    pub certificate: String,
+    /// Its key, in PEM.
+    pub key: String,
 }
 
 /// A Postgres server with its data, on a loopback port, for one holder or shared by several of this process. Trusts every
@@ -189,6 +200,11 @@ impl Instance {
         let template = template(&bin, account).await?;
         copy(&template, &folder.path().join("data")).await?;
         let port = options.port.map_or_else(ports::free, Ok)?;
+        let mut options = options;
+        if let Some(tls) = &options.tls {
+            let settings = encrypted(folder.path(), account, tls)?;
+            options.settings.splice(0..0, settings);
+        }
         let mut instance = Instance { server: None, folder, account, bin, port, options };
         instance.start_again().await?;
         Ok(instance)
@@ -358,6 +374,34 @@ fn server_folder(account: Option<Account>) -> Result<Folder, Error> {
             .map_err(Error::io(format!("give {} to {USER}", folder.path().display())))?;
     }
     Ok(folder)
+}
+
+/// Writes what a server needs that takes no connection in the clear, and says which settings name it.
+fn encrypted(
+    folder: &Path,
+    account: Option<Account>,
+    tls: &Tls,
+) -> Result<Vec<(String, String)>, Error> {
+    // No line lets a connection in that is not encrypted.
+    let clients = "hostssl all all 127.0.0.1/32 trust\n";
+    let files = [
+        ("ssl_cert_file", "server.crt", tls.certificate.as_str()),
+        ("ssl_key_file", "server.key", tls.key.as_str()),
+        ("hba_file", "clients.conf", clients),
+    ];
+    let mut settings = vec![("ssl".to_owned(), "on".to_owned())];
+    for (setting, name, text) in files {
+        let file = folder.join(name);
+        std::fs::write(&file, text)
+            .and_then(|()| std::fs::set_permissions(&file, Permissions::from_mode(0o600)))
+            .and_then(|()| match account {
+                Some(Account { user_id, group_id }) => chown(&file, Some(user_id), Some(group_id)),
+                None => Ok(()),
+            })
+            .map_err(Error::io(format!("write {}", file.display())))?;
+        settings.push((setting.to_owned(), file.display().to_string()));
+    }
+    Ok(settings)
 }
 
 /// Small, since every cluster begins with a copy of one segment.

@@ -71,6 +71,12 @@ impl From<&BodyError> for Fault {
     }
 }
 
+impl Default for Body {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl Body {
     /// Without a byte.
     pub const fn empty() -> Self {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use consistency::{Key, KeyError, KeyId, KeyRing, LogId, Name, Policy};
@@ -13,12 +14,17 @@ use process::{
     postgres::PostgresConfig,
     server::ServerLimits,
     telemetry::LogConfig,
+    tls::{self, ServerTlsConfig},
     trace::OtlpConfig,
 };
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{events::EventsConfig, gather::GatherBounds, proxied::RouteConfig};
+
+pub use crate::auth::{AuthConfig, AuthMode, JwtConfig, TrustedHeaderConfig};
+pub use crate::cors::CorsConfig;
+pub use crate::rate_limit::RateLimitConfig;
 
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,6 +56,10 @@ pub struct GatewayConfig {
     pub regions: RegionsConfig,
     /// Who may call.
     pub auth: AuthConfig,
+    /// How often each caller may ask.
+    pub rate_limit: Option<RateLimitConfig>,
+    /// Pages of which other origins may ask.
+    pub cors: Option<CorsConfig>,
     /// Bounds of reads.
     #[serde(default)]
     pub read: ReadConfig,
@@ -96,6 +106,8 @@ pub struct ListenConfig {
     /// Bounds of connections.
     #[serde(default)]
     pub limits: ServerLimits,
+    /// Its certificate; without it, connections are in the clear.
+    pub tls: Option<ServerTlsConfig>,
 }
 
 fn request_timeout_default() -> Period {
@@ -180,8 +192,11 @@ fn one() -> usize {
 pub struct PrimaryConfig {
     /// Name of the primary region.
     pub name: Name,
-    /// Its public listener, as in `http://10.0.0.1:8080`.
+    /// Its public listener, as in `https://primary.example.com` or `http://10.0.0.1:8080`.
     pub url: String,
+    /// Certificates, in PEM, that its own must follow from when the URL is an `https` one; the machine's
+    /// own unless set.
+    pub tls_ca: Option<PathBuf>,
     /// Requests under way to it at once. They share one connection, so no more than the primary takes
     /// on one (`listen.limits.streams_max` there).
     #[serde(default = "forwards_max_default")]
@@ -239,21 +254,6 @@ fn heartbeat_interval_default() -> Period {
 pub struct RegionsConfig {
     /// Shared by all regions' gateways and projectors.
     pub credential: Secret,
-}
-
-/// Who may call.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub struct AuthConfig {
-    /// Must be chosen.
-    pub mode: AuthMode,
-}
-
-/// How callers prove who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AuthMode {
-    /// They do not.
-    None,
 }
 
 /// Bounds of reads.
@@ -432,8 +432,9 @@ impl GatewayConfig {
         if let Some(primary) = &self.primary_region {
             demand(primary.name != self.region, "primary_region.name: is this region");
             let url = primary.url.parse::<http::Uri>().ok();
-            let whole =
-                url.is_some_and(|url| url.scheme_str() == Some("http") && url.host().is_some());
+            let whole = url.is_some_and(|url| {
+                matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
+            });
             demand(whole, "primary_region.url: must be a URL like http://10.0.0.1:8080");
             demand(0 < primary.forwards_max, "primary_region.forwards_max: must be above zero");
             let room = primary.forwarded_reads_max < primary.forwards_max;
@@ -442,10 +443,23 @@ impl GatewayConfig {
         mistakes
     }
 
+    fn tls_mistakes(&self) -> Vec<String> {
+        let mut mistakes = self.nats.mistakes();
+        mistakes.extend(self.listen.tls.iter().flat_map(|own| own.mistakes("listen.tls")));
+        let primary = self.primary_region.as_ref().and_then(|primary| primary.tls_ca.as_deref());
+        mistakes.extend(tls::roots_mistakes("primary_region.tls_ca", primary));
+        mistakes
+    }
+
     fn bound_mistakes(&self) -> Vec<String> {
         let bounds = [
             (self.listen.body_bytes_max, "listen.body_bytes_max"),
             (self.listen.requests_max, "listen.requests_max"),
+            (self.listen.limits.header_count_max, "listen.limits.header_count_max"),
+            (
+                self.listen.limits.answer_stall_max.millis() as usize,
+                "listen.limits.answer_stall_max",
+            ),
             (self.read.waiters_max, "read.waiters_max"),
             (self.read.queries_max, "read.queries_max"),
             (self.read.gather_queries_max, "read.gather_queries_max"),
@@ -479,6 +493,10 @@ impl Config for GatewayConfig {
         mistakes.extend(self.events.mistakes());
         let routes = self.routes.iter().enumerate();
         mistakes.extend(routes.flat_map(|(nth, route)| route.mistakes(&format!("route.{nth}"))));
+        mistakes.extend(self.auth.mistakes());
+        mistakes.extend(self.rate_limit.iter().flat_map(RateLimitConfig::mistakes));
+        mistakes.extend(self.cors.iter().flat_map(CorsConfig::mistakes));
+        mistakes.extend(self.tls_mistakes());
         mistakes.extend(self.key_ring().err().map(|error| format!("token: {error}")));
         if self.regions.credential.expose().len() < 16 {
             mistakes.push("regions.credential: must have at least 16 bytes".to_owned());

@@ -20,9 +20,18 @@ pub enum Error {
         /// What the caller goes on with: the start of the newest epoch, and what its other tokens say.
         fresh: Token,
     },
-    /// The caller has no business here.
-    #[error("unauthorized")]
-    Unauthorized,
+    /// The sender did not prove who it is.
+    #[error("unauthorized: {0}")]
+    Unauthorized(Challenge),
+    /// Callers' tokens cannot be verified at the moment.
+    #[error("the keys that tell who calls are not known here yet")]
+    AuthUnavailable,
+    /// The caller asks too often.
+    #[error("more requests than one caller may send")]
+    RateLimited {
+        /// When it may come again, in milliseconds.
+        retry_after_ms: u32,
+    },
     /// There is nothing by this path.
     #[error("nothing is found by this path")]
     NotFound,
@@ -112,6 +121,28 @@ pub enum Error {
     /// Our own fault.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What the sender of a request would have to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Challenge {
+    /// The regions' credential.
+    Region,
+    /// A bearer token; `Some` says what was wrong with the one it showed.
+    Bearer(Option<&'static str>),
+    /// To come through the load balancer, named by it.
+    Balancer,
+}
+
+impl std::fmt::Display for Challenge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Region => f.write_str("only regions may ask for this"),
+            Self::Bearer(None) => f.write_str("a bearer token is needed"),
+            Self::Bearer(Some(why)) => write!(f, "the bearer token is not taken, {why}"),
+            Self::Balancer => f.write_str("the load balancer in front did not say who asks"),
+        }
+    }
 }
 
 impl Error {

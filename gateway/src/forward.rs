@@ -9,6 +9,7 @@ use crate::{
     body::Body,
     error::Error,
     gateway::Gateway,
+    hop,
     request::{CONSISTENCY_POLICY, Call, IDEMPOTENCY_REPLAYED, PREFER, PREFERENCE_APPLIED},
     status::{Outcome, Said},
     telemetry::Forwarded,
@@ -106,6 +107,7 @@ fn outgoing_headers(gateway: &Gateway, call: &Call) -> HeaderMap {
     let mut headers = passed_on(&call.headers);
     let sealed = HeaderValue::from_str(&gateway.carrier.seal(&call.token));
     headers.extend(sealed.ok().map(|sealed| (CONSISTENCY_TOKEN, sealed)));
+    headers.extend(call.caller.header().map(|name| (hop::CALLER, name)));
     let id = HeaderValue::from_str(&call.id);
     headers.extend(id.ok().map(|id| (crate::request::REQUEST_ID, id)));
     headers

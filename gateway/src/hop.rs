@@ -25,10 +25,11 @@ pub const HEAD: HeaderName = HeaderName::from_static("tidemark-head");
 const PREFIX: &str = "tidemark-";
 
 /// Whether the sender proved itself. When not, everything that only regions may say is taken out, so
-/// that nothing after this line can believe it.
+/// that nothing after this line can believe it. The proof itself goes no further in either case.
 pub fn authenticate(headers: &mut HeaderMap, credential: &Secret) -> bool {
     let presented = headers.get(CREDENTIAL).and_then(|value| value.to_str().ok());
     let proven = presented.is_some_and(|presented| credential.matches(presented));
+    headers.remove(CREDENTIAL);
     if !proven {
         strip(headers);
     }
@@ -82,6 +83,7 @@ mod tests {
             }
             assert_eq!(authenticate(&mut headers, &secret), believed);
             assert_eq!(headers.contains_key(HOP), believed);
+            assert!(!headers.contains_key(CREDENTIAL));
             assert_eq!(headers.contains_key(DEADLINE_MS), believed);
             assert!(headers.contains_key("accept"));
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     answer::Answer,
-    error::Error,
+    error::{Challenge, Error},
     gateway::{Gateway, Role},
     request::{Call, decoded},
 };
@@ -89,7 +89,7 @@ pub async fn epochs(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
 
 fn trusted_store<'a>(gateway: &'a Gateway, call: &Call) -> Result<&'a EventStore, Error> {
     if !call.trusted {
-        return Err(Error::Unauthorized);
+        return Err(Error::Unauthorized(Challenge::Region));
     }
     match &gateway.role {
         Role::Primary(store) => Ok(store),

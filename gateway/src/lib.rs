@@ -11,7 +11,10 @@
 mod aggregates;
 mod answer;
 mod body;
+mod auth;
 pub mod config;
+mod cors;
+mod doors;
 mod currency;
 mod epochs;
 mod error;
@@ -29,6 +32,7 @@ mod overview;
 mod pending;
 mod problem;
 mod proxied;
+mod rate_limit;
 mod read;
 mod read_models;
 mod request;

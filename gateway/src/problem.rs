@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     answer::{Answer, read_of},
-    error::{Error, Lag},
+    error::{Challenge, Error, Lag},
 };
 
 /// Answers an error: the one place where that is done. What went wrong inside is logged here, once;
@@ -41,7 +41,9 @@ fn status_and_type(error: &Error) -> (StatusCode, &'static str) {
         Error::InvalidToken(_) => (StatusCode::BAD_REQUEST, "invalid-token"),
         Error::TokenUnknownKey => (StatusCode::BAD_REQUEST, "token-unknown-key"),
         Error::WriteLost { .. } => (StatusCode::CONFLICT, "write-lost"),
-        Error::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+        Error::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
+        Error::AuthUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "auth-unavailable"),
+        Error::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate-limited"),
         Error::NotFound => (StatusCode::NOT_FOUND, "not-found"),
         Error::UnknownView(_) => (StatusCode::NOT_FOUND, "unknown-view"),
         Error::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
@@ -89,6 +91,7 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
         }
         Error::WaitersFull
         | Error::Overloaded
+        | Error::AuthUnavailable
         | Error::PrimaryUnreachable { .. }
         | Error::UpstreamUnreachable { .. } => {
             body.insert("region".into(), region.as_str().into());
@@ -111,8 +114,18 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
         Error::MethodNotAllowed(methods) => {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
-        Error::Unauthorized => {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Tidemark"));
+        Error::RateLimited { retry_after_ms } => {
+            body.insert("region".into(), region.as_str().into());
+            body.insert("retry_after_ms".into(), (*retry_after_ms).into());
+            retry_after(*retry_after_ms, headers);
+        }
+        Error::Unauthorized(challenge) => {
+            let asked = match challenge {
+                Challenge::Bearer(None) => "Bearer realm=\"tidemark\"",
+                Challenge::Bearer(Some(_)) => "Bearer realm=\"tidemark\", error=\"invalid_token\"",
+                Challenge::Region | Challenge::Balancer => "Tidemark",
+            };
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(asked));
         }
         Error::NotPrimary => {
             body.insert("region".into(), region.as_str().into());
@@ -164,7 +177,9 @@ fn shown(error: &Error) -> Option<Token> {
         Error::BadRequest(_)
         | Error::InvalidToken(_)
         | Error::TokenUnknownKey
-        | Error::Unauthorized
+        | Error::Unauthorized(_)
+        | Error::AuthUnavailable
+        | Error::RateLimited { .. }
         | Error::NotFound
         | Error::UnknownView(_)
         | Error::MethodNotAllowed(_)

@@ -9,11 +9,11 @@ use consistency::{
 };
 use event_store::Expected;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority};
-use process::server::Peer;
+use process::server::{Peer, ServerLimits};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::{error::Error, hop, token_carrier::Presented};
+use crate::{auth::Caller, error::Error, hop, token_carrier::Presented};
 
 /// The chain that a caller asks for.
 pub const CONSISTENCY_POLICY: HeaderName = HeaderName::from_static("consistency-policy");
@@ -59,6 +59,8 @@ pub struct Call {
     pub authority: Option<Authority>,
     /// What its caller has written and seen.
     pub token: Token,
+    /// Who asks.
+    pub caller: Caller,
     /// Its caller's token could not be read and cannot be mended by the caller: only the primary's
     /// newest state is safe.
     pub unreadable_cookie: bool,
@@ -86,14 +88,17 @@ pub fn token_of(presented: &Presented, history: &EpochHistory) -> Result<(Token,
 }
 
 /// Refuses more headers than are taken, counted as HTTP/2 counts them.
-pub fn check_headers(headers: &HeaderMap, bytes_max: u32) -> Result<(), Error> {
+pub fn check_headers(headers: &HeaderMap, limits: &ServerLimits) -> Result<(), Error> {
     const OVERHEAD_BYTES: usize = 32;
     let each = |(name, value): (&HeaderName, &HeaderValue)| {
         name.as_str().len() + value.len() + OVERHEAD_BYTES
     };
-    let fit = headers.iter().map(each).sum::<usize>() <= bytes_max as usize;
-    let too_many = || Error::BadRequest(format!("the headers have more than {bytes_max} bytes"));
-    fit.then_some(()).ok_or_else(too_many)
+    let (bytes_max, count_max) = (limits.header_bytes_max, limits.header_count_max);
+    if (bytes_max as usize) < headers.iter().map(each).sum() {
+        return Err(Error::BadRequest(format!("the headers have more than {bytes_max} bytes")));
+    }
+    let too_many = || Error::BadRequest(format!("there are more than {count_max} headers"));
+    (headers.len() <= count_max).then_some(()).ok_or_else(too_many)
 }
 
 /// The id that the caller gave the request, when it can be printed; else a new one.
@@ -241,6 +246,7 @@ impl Call {
             path: uri.path().to_owned(),
             query: uri.query().map(ToOwned::to_owned),
             id: request_id(&headers),
+            caller: if trusted { Caller::passed_on(&headers) } else { Caller::Unknown },
             hop: headers.contains_key(hop::HOP),
             headers,
             body: Bytes::new(),

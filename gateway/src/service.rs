@@ -1,9 +1,14 @@
 //! One request from its first header to its finished answer.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use consistency::{EpochHistory, Judged, Token};
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -13,6 +18,7 @@ use tokio::time::Instant;
 use crate::{
     aggregates,
     answer::Answer,
+    auth::Entry,
     body::Body,
     epochs,
     error::Error,
@@ -102,7 +108,7 @@ impl Service {
         let began = Instant::now();
         let (mut parts, body) = request.into_parts();
         let gateway = &*self.gateway;
-        let trusted = hop::authenticate(&mut parts.headers, &gateway.config.regions.credential);
+        let Entry { trusted, caller } = Entry::take(&mut parts.extensions);
         let bound = gateway.config.listen.request_timeout.get();
         let deadline = request::deadline(&parts.headers, began, bound);
         let presented = epochs::open(gateway, &parts.headers, deadline).await;
@@ -115,14 +121,16 @@ impl Service {
         let traces = &gateway.instruments.traces;
         let mut span = trace::of_request(traces, &mut parts.headers, Route::pattern(route), method);
         let sent = parts.headers.clone();
-        let header_bytes_max = gateway.config.listen.limits.header_bytes_max;
-        let token = request::check_headers(&sent, header_bytes_max)
-            .and_then(|()| request::token_of(&presented, &gateway.history()));
-        let unreadable = matches!(&token, Ok((_, true)));
-        let (request_id, known, answered) = match token {
+        let admitted = caller.map_err(Error::from).and_then(|caller| {
+            request::check_headers(&sent, &gateway.config.listen.limits)?;
+            Ok((caller, request::token_of(&presented, &gateway.history())?))
+        });
+        let unreadable = matches!(&admitted, Ok((_, (_, true))));
+        let (request_id, known, answered) = match admitted {
             Err(error) => (request::request_id(&sent), None, Err(error)),
-            Ok(token) => {
+            Ok((caller, token)) => {
                 let call = Call::new(parts, token, trusted, (began, deadline));
+                let call = Call { caller, ..call };
                 let (id, known) = (call.id.clone(), call.token.clone());
                 (id, Some(known), self.dispatch(call, body).await)
             }
@@ -221,6 +229,21 @@ impl Service {
             | Route::InternalAggregate
             | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),
         }
+    }
+}
+
+impl tower::Service<Request<Incoming>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move { Ok(service.answer(request).await) })
     }
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{AuthMode, GatewayConfig},
+    doors::{Doors, DoorsError},
     epochs, feed,
     gateway::{Gateway, Role},
     overview,
@@ -58,6 +59,9 @@ pub enum StartError {
     /// NATS cannot be connected to, and retrying would not help.
     #[error("nats cannot be connected to")]
     Nats(#[from] async_nats::ConnectError),
+    /// Callers cannot be let in.
+    #[error("the public listener's doors cannot be set up")]
+    Doors(#[from] DoorsError),
     /// The way to the primary is not usable.
     #[error("the way to the primary is not usable")]
     Upstream(#[from] UpstreamError),
@@ -110,7 +114,9 @@ pub async fn start(
         AuthMode::None => tracing::warn!(
             "auth.mode is none: everybody who reaches this listener may read and write everything"
         ),
+        AuthMode::Jwt | AuthMode::TrustedHeader => {}
     }
+    let doors = Doors::open(&config)?;
     let carrier = TokenCarrier::new(config.key_ring()?, config.token.cookie, config.listen.scheme);
     let metrics = Metrics::new(SERVICE, &config.otlp)?;
     let traces = Traces::new(&config.otlp, SERVICE, config.region.as_str())?;
@@ -134,7 +140,7 @@ pub async fn start(
     }
     tracing::info!(%address, region = %gateway.config.region, "public listener bound");
     tracing::info!(address = %admin_address, "admin listener bound");
-    let parts = Parts { gateway, metrics, readiness, nats, log, listener, admin_listener };
+    let parts = Parts { gateway, metrics, readiness, nats, log, listener, admin_listener, doors };
     let task = tokio::spawn(run(parts, stop));
     Ok(Running { address, admin_address, task })
 }
@@ -227,12 +233,13 @@ struct Parts {
     log: Option<Log>,
     listener: TcpListener,
     admin_listener: TcpListener,
+    doors: Doors,
 }
 
 /// Runs everything, and ends it in order: intake first, then what intake needed, the admin listener
 /// last.
 async fn run(parts: Parts, stop: CancellationToken) -> bool {
-    let Parts { gateway, metrics, readiness, nats, log, listener, admin_listener } = parts;
+    let Parts { gateway, metrics, readiness, nats, log, listener, admin_listener, doors } = parts;
     let background = CancellationToken::new();
     let admin = tokio::spawn(admin::serve(
         admin_listener,
@@ -260,15 +267,15 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
         listened.listeners.end();
         draining.set("draining", Condition::NotReady("shutting down".to_owned()));
     });
-    let service = Service::new(Arc::clone(&gateway));
-    let answer = move |request| {
-        let service = service.clone();
-        async move { service.answer(request).await }
-    };
-    let drained = server::serve(listener, gateway.config.listen.limits, answer, stop).await;
+    let doorkeeping = doors.keep_fresh(&readiness, &background);
+    let tls = doors.tls.clone();
+    let answer = doors.around(Service::new(Arc::clone(&gateway)));
+    let drained =
+        server::serve_over(tls, listener, gateway.config.listen.limits, answer, stop).await;
     background.cancel();
     let grace = gateway.config.listen.limits.grace;
-    let ended = finish(grace, relay, committer, feeds.into_iter().chain([drain, admin])).await;
+    let tasks = feeds.into_iter().chain(doorkeeping).chain([drain, admin]);
+    let ended = finish(grace, relay, committer, tasks).await;
     tracing::info!(drained, ended, "gateway ended");
     drained && ended
 }

@@ -22,10 +22,14 @@ use http::{
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
-use process::config::Secret;
+use process::{
+    client::{self, Connector, Protocols},
+    config::Secret,
+    tls::TlsError,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -187,10 +191,11 @@ pub struct Reply {
 /// The primary as seen from a region.
 #[derive(Debug)]
 pub struct Upstream {
-    client: Client<HttpConnector, Body>,
+    client: Client<Connector, Body>,
     /// For bodies that stream: a connection each, since one that nobody reads would hold up all others
     /// on a connection that they share.
-    streams: Client<HttpConnector, Body>,
+    streams: Client<Connector, Body>,
+    scheme: Scheme,
     authority: http::uri::Authority,
     name: Name,
     asked: HeaderValue,
@@ -209,6 +214,9 @@ pub enum UpstreamError {
     /// The URL has no host.
     #[error("the primary's URL has no host")]
     Url,
+    /// Its certificate could not be verified.
+    #[error("tls to the primary cannot be set up")]
+    Tls(#[from] TlsError),
     /// The credential cannot be sent in a header.
     #[error("the regions' credential cannot be sent in a header")]
     Credential,
@@ -223,9 +231,9 @@ impl Upstream {
     ) -> Result<Self, UpstreamError> {
         let url: Uri = config.url.parse().map_err(|_| UpstreamError::Url)?;
         let authority = url.authority().cloned().ok_or(UpstreamError::Url)?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(config.connect_timeout.get()));
+        let roots = config.tls_ca.as_deref();
+        let timeout = config.connect_timeout.get();
+        let connector = client::connector(&url, roots, timeout, Protocols::Http2)?;
         let client = Client::builder(TokioExecutor::new())
             .http2_only(true)
             .timer(TokioTimer::new())
@@ -233,15 +241,17 @@ impl Upstream {
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .http2_keep_alive_while_idle(true)
-            .build(connector.clone());
+            .build(connector);
+        let apart = client::connector(&url, roots, timeout, Protocols::Http1)?;
         let streams = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(STREAM_IDLE_TIMEOUT)
-            .build(connector);
+            .build(apart);
         Ok(Self {
             client,
             streams,
+            scheme: url.scheme().cloned().unwrap_or(Scheme::HTTP),
             authority,
             name: config.name.clone(),
             asked: HeaderValue::from_str(config.name.as_str()).map_err(|_| UpstreamError::Url)?,
@@ -321,7 +331,7 @@ impl Upstream {
     /// Sends, once more if it may be and the connection was to blame.
     async fn exchange(
         &self,
-        client: &Client<HttpConnector, Body>,
+        client: &Client<Connector, Body>,
         outgoing: Outgoing<'_>,
         held: Held,
     ) -> Result<Streamed, ForwardError> {
@@ -349,7 +359,7 @@ impl Upstream {
 
     async fn request_once(
         &self,
-        client: &Client<HttpConnector, Body>,
+        client: &Client<Connector, Body>,
         mut outgoing: Outgoing<'_>,
     ) -> Result<http::Response<Incoming>, ForwardError> {
         let fault = outgoing.body.watch();
@@ -363,7 +373,7 @@ impl Upstream {
 
     fn request(&self, outgoing: Outgoing<'_>, now: Instant) -> Result<Request<Body>, ForwardError> {
         let uri = Uri::builder()
-            .scheme(Scheme::HTTP)
+            .scheme(self.scheme.clone())
             .authority(self.authority.clone())
             .path_and_query(outgoing.path_and_query)
             .build()?;

@@ -6,7 +6,10 @@ use async_nats::{ConnectOptions, Event};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::config::{Period, Secret, SecretUrl};
+use crate::{
+    config::{Period, Secret, SecretUrl},
+    tls,
+};
 
 /// Where the server is and who we are.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,6 +22,10 @@ pub struct NatsConfig {
     pub password: Option<Secret>,
     /// Certificates, in PEM, that the server's must follow from.
     pub tls_ca: Option<PathBuf>,
+    /// Our own certificate, in PEM, for a server that asks for one.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key, in PEM.
+    pub tls_key: Option<PathBuf>,
     /// Refuse to speak in the clear.
     #[serde(default)]
     pub tls_required: bool,
@@ -38,10 +45,23 @@ impl NatsConfig {
             user: None,
             password: None,
             tls_ca: None,
+            tls_certificate: None,
+            tls_key: None,
             tls_required: false,
             connect_timeout: Self::connect_timeout_default(),
             request_timeout: Self::request_timeout_default(),
         }
+    }
+
+    /// What is wrong with it, for [`crate::config::Config::mistakes`].
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = tls::roots_mistakes("nats.tls_ca", self.tls_ca.as_deref());
+        let own = tls::roots_mistakes("nats.tls_certificate", self.tls_certificate.as_deref());
+        mistakes.extend(own);
+        if self.tls_certificate.is_some() != self.tls_key.is_some() {
+            mistakes.push("nats.tls_key: goes with nats.tls_certificate".to_owned());
+        }
+        mistakes
     }
 
     const fn connect_timeout_default() -> Period {
@@ -100,6 +120,9 @@ pub async fn connect(config: &NatsConfig, name: &str) -> Result<Nats, async_nats
     }
     if let Some(certificates) = &config.tls_ca {
         options = options.add_root_certificates(certificates.clone());
+    }
+    if let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     let client = options.connect(config.url.expose()).await?;
     Ok(Nats { client, link })

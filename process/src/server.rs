@@ -1,5 +1,7 @@
 //! An HTTP/1.1 and HTTP/2 server with its bounds, and an end that finishes what was begun.
 
+mod patience;
+
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
@@ -9,17 +11,22 @@ use hyper::{
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use serde::Deserialize;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Period, shutdown};
+use self::patience::Patience;
+use crate::{config::Period, shutdown, tls::ServerTls};
 
 /// How many times [`ServerLimits::header_bytes_max`] is read off the wire at most.
 pub const HEADER_BYTES_SPARE: u32 = 4;
@@ -37,6 +44,10 @@ pub struct ServerLimits {
     /// Bytes of a request's headers. Up to [`HEADER_BYTES_SPARE`] times as many are read, so that
     /// whoever answers requests can refuse too many in his own words; beyond that the connection is.
     pub header_bytes_max: u32,
+    /// Headers of one request, refused like their bytes.
+    pub header_count_max: usize,
+    /// For a client to take any of what it is sent. One that asks and does not read is let go.
+    pub answer_stall_max: Period,
     /// Requests at once on one HTTP/2 connection.
     pub streams_max: u32,
     /// For requests under way to finish when the server ends.
@@ -49,6 +60,8 @@ impl Default for ServerLimits {
             connections_max: 10_000,
             header_timeout: Period::from_secs(30),
             header_bytes_max: 32 * 1024,
+            header_count_max: 128,
+            answer_stall_max: Period::from_secs(30),
             streams_max: 256,
             grace: Period::from_secs(10),
         }
@@ -59,8 +72,8 @@ impl Default for ServerLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
-/// Serves until `stop` is cancelled, then takes no more connections, lets requests under way finish
-/// and leaves within the grace period. `true` when everything finished.
+/// Serves in the clear until `stop` is cancelled, then takes no more connections, lets requests under
+/// way finish and leaves within the grace period. `true` when everything finished.
 pub async fn serve<F, R, B>(
     listener: TcpListener,
     limits: ServerLimits,
@@ -74,33 +87,40 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let server = protocol(&limits);
+    serve_over(None, listener, limits, answer, stop).await
+}
+
+/// The same over `tls`; then nothing in the clear is answered.
+pub async fn serve_over<F, R, B>(
+    tls: Option<ServerTls>,
+    listener: TcpListener,
+    limits: ServerLimits,
+    answer: F,
+    stop: CancellationToken,
+) -> bool
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response<B>> + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let protocol = Arc::new(protocol(&limits));
     let graceful = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(limits.connections_max));
     let mut connections = JoinSet::new();
     while let Some((stream, peer, permit)) = next_connection(&listener, &permits, &stop).await {
-        let seen = Arc::new(Notify::new());
-        let (noted, answer) = (Arc::clone(&seen), answer.clone());
-        let served = service_fn(move |mut request: Request<Incoming>| {
-            noted.notify_one();
-            request.extensions_mut().insert(Peer(peer));
-            let answered = answer(request);
-            async move { Ok::<_, Infallible>(answered.await) }
-        });
-        let connection = server.serve_connection(TokioIo::new(stream), served).into_owned();
-        let connection = graceful.watch(connection);
+        let visit = Visit { peer, limits, protocol: Arc::clone(&protocol) };
+        let (tls, answer, watcher) = (tls.clone(), answer.clone(), graceful.watcher());
+        let stream = Patience::new(stream, limits.answer_stall_max.get());
         connections.spawn(async move {
             let _permit = permit;
-            let silent = tokio::time::timeout(limits.header_timeout.get(), seen.notified());
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => Some(ended),
-                // The protocol is chosen by the first bytes, and hyper gives them all the time in
-                // the world: who has not brought a request by now is let go.
-                silent = silent => if silent.is_ok() { Some(connection.await) } else { None },
-            };
-            if let Some(Err(error)) = ended {
-                tracing::debug!(%error, %peer, "connection ended early");
+            let Some(tls) = tls else { return visit.converse(stream, answer, watcher).await };
+            let greeted = tls.acceptor.accept(stream);
+            match tokio::time::timeout(limits.header_timeout.get(), greeted).await {
+                Ok(Ok(stream)) => visit.converse(stream, answer, watcher).await,
+                Ok(Err(error)) => tracing::debug!(%error, %peer, "tls not agreed on"),
+                Err(_) => tracing::debug!(%peer, "tls not agreed on in time"),
             }
         });
         while connections.try_join_next().is_some() {}
@@ -109,6 +129,47 @@ where
     let drained = shutdown::within(limits.grace.get(), "connections", graceful.shutdown()).await;
     connections.shutdown().await;
     drained.is_some()
+}
+
+/// One connection.
+struct Visit {
+    peer: SocketAddr,
+    limits: ServerLimits,
+    protocol: Arc<auto::Builder<TokioExecutor>>,
+}
+
+impl Visit {
+    async fn converse<I, F, R, B>(self, stream: I, answer: F, watcher: Watcher)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Fn(Request<Incoming>) -> R + Send + 'static,
+        R: Future<Output = Response<B>> + Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Self { peer, limits, protocol } = self;
+        let seen = Arc::new(Notify::new());
+        let noted = Arc::clone(&seen);
+        let served = service_fn(move |mut request: Request<Incoming>| {
+            noted.notify_one();
+            request.extensions_mut().insert(Peer(peer));
+            let answered = answer(request);
+            async move { Ok::<_, Infallible>(answered.await) }
+        });
+        let connection = protocol.serve_connection(TokioIo::new(stream), served);
+        let mut connection = std::pin::pin!(watcher.watch(connection));
+        let silent = tokio::time::timeout(limits.header_timeout.get(), seen.notified());
+        let ended = tokio::select! {
+            ended = &mut connection => Some(ended),
+            // The protocol is chosen by the first bytes, and hyper gives them all the time in the
+            // world: who has not brought a request by now is let go.
+            silent = silent => if silent.is_ok() { Some(connection.await) } else { None },
+        };
+        if let Some(Err(error)) = ended {
+            tracing::debug!(%error, %peer, "connection ended early");
+        }
+    }
 }
 
 fn protocol(limits: &ServerLimits) -> auto::Builder<TokioExecutor> {

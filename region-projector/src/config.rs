@@ -3,12 +3,14 @@
 mod limits;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use process::admin::AdminConfig;
 use process::config::{Config, Period, Secret, SecretUrl};
 use process::nats::NatsConfig;
 use process::postgres::PostgresConfig;
 use process::telemetry::LogConfig;
+use process::tls;
 use process::trace::OtlpConfig;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -88,6 +90,9 @@ pub struct StreamConfig {
 pub struct PrimaryLogConfig {
     /// The primary gateway's public listener.
     pub url: SecretUrl,
+    /// Certificates, in PEM, that its own must follow from when the URL is an `https` one; the machine's
+    /// own unless set.
+    pub tls_ca: Option<PathBuf>,
     /// The regions' credential.
     pub credential: Secret,
     /// The deadline of one page.
@@ -184,6 +189,9 @@ impl ProjectorConfig {
 impl Config for ProjectorConfig {
     fn mistakes(&self) -> Vec<String> {
         let mut mistakes = self.admin.mistakes();
+        mistakes.extend(self.nats.server.mistakes());
+        let roots = self.primary_log.tls_ca.as_deref();
+        mistakes.extend(tls::roots_mistakes("primary_log.tls_ca", roots));
         for (key, name) in [("region", &self.region), ("primary_region", &self.primary_region)] {
             // The name is a token of NATS subjects.
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -7,12 +7,16 @@ use bytes::Bytes;
 use consistency::{AggregateId, Epoch, Event, EventError, LogPosition, Position, Version};
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use process::client::{self, Connector, Protocols};
 use process::config::Secret;
+use process::tls::TlsError;
 use serde::Deserialize;
 use tokio::time::timeout;
+
+use crate::config::PrimaryLogConfig;
 
 /// The regions' credential.
 const CREDENTIAL_HEADER: &str = "tidemark-credential";
@@ -29,6 +33,9 @@ pub enum LogError {
     /// The address in the configuration cannot be used.
     #[error("the log's address is malformed")]
     Address(#[from] http::Error),
+    /// TLS cannot be set up.
+    #[error("tls to the primary cannot be set up")]
+    Tls(#[from] TlsError),
     /// The primary cannot be reached.
     #[error("the primary cannot be reached")]
     Unreachable(#[from] hyper_util::client::legacy::Error),
@@ -64,7 +71,7 @@ pub struct Page {
 /// Where the log is.
 #[derive(Debug, Clone)]
 pub struct LogClient {
-    http: Client<HttpConnector, Empty<Bytes>>,
+    http: Client<Connector, Empty<Bytes>>,
     base: String,
     credential: Secret,
     deadline: Duration,
@@ -77,16 +84,18 @@ struct Line {
 }
 
 impl LogClient {
-    /// `url` is the primary's public listener as seen from here.
-    pub fn new(url: &str, credential: Secret, deadline: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(deadline));
+    /// As configured.
+    pub fn new(config: &PrimaryLogConfig) -> Result<Self, LogError> {
+        let (url, deadline) = (config.url.expose(), config.deadline.get());
+        let uri = url.parse::<Uri>().map_err(http::Error::from)?;
+        let roots = config.tls_ca.as_deref();
+        let connector = client::connector(&uri, roots, deadline, Protocols::Any)?;
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector);
-        Self { http, base: url.trim_end_matches('/').to_owned(), credential, deadline }
+        let base = url.trim_end_matches('/').to_owned();
+        Ok(Self { http, base, credential: config.credential.clone(), deadline })
     }
 
     /// At most `limit` events after a position.

@@ -67,6 +67,7 @@ impl Projector {
         let metrics = Metrics::new(SERVICE, &config.otlp)?;
         let status = Status::default();
         let pool = postgres::connect(&config.database, SERVICE)?;
+        let log = LogClient::new(&config.primary_log)?;
         let nats = nats::connect(&config.nats.server, SERVICE).await?;
         let listener = TcpListener::bind(config.admin.address).await.map_err(StartError::Bind)?;
         let admin_address = listener.local_addr().map_err(StartError::Bind)?;
@@ -89,7 +90,7 @@ impl Projector {
             let host = rustix::system::uname();
             format!("{}:{}", host.nodename().to_string_lossy(), admin_address.port())
         });
-        let work = Work { name, config, domain, pool, nats, status, health, telemetry };
+        let work = Work { name, config, domain, pool, nats, log, status, health, telemetry };
         let work = tokio::spawn(work.run(stop.clone()));
         Ok(Self { admin_address, readiness, status: shown, metrics, stop, work, admin, admin_stop })
     }
@@ -134,6 +135,7 @@ struct Work {
     domain: Domain,
     pool: PgPool,
     nats: Nats,
+    log: LogClient,
     status: Status,
     health: Health,
     telemetry: Arc<Telemetry>,
@@ -210,11 +212,6 @@ impl Work {
         }
     }
 
-    fn log(&self) -> LogClient {
-        let log = &self.config.primary_log;
-        LogClient::new(log.url.expose(), log.credential.clone(), log.deadline.get())
-    }
-
     /// With connections of its own: renewing must not wait for those who write.
     fn keeper(&self) -> Result<(Keeper, Sharing), StartError> {
         let database =
@@ -258,7 +255,7 @@ impl Work {
             context: jetstream::new(client.clone()),
             stream: stream_name(epoch),
             epoch,
-            log: self.log(),
+            log: self.log.clone(),
             page_events_max: self.config.primary_log.page_events_max,
             pull_bounds: Bounds { batch, bytes_max: self.config.nats.pull_bytes_max },
             bridge_events_max: self.config.primary_log.bridge_events_max,
@@ -305,7 +302,7 @@ impl Work {
 
     /// Older tokens cannot be judged until this has succeeded once.
     fn copy_epochs(&self, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
-        let (pool, log, health) = (self.pool.clone(), self.log(), self.health.clone());
+        let (pool, log, health) = (self.pool.clone(), self.log.clone(), self.health.clone());
         let apply = self.config.apply;
         let mut backoff = Backoff::new(apply.retry_pause_min, apply.retry_pause_max);
         async move {

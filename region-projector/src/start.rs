@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::checkpoint::{self, VersionKey};
 use crate::config::ProjectorConfig;
-use crate::log::LogClient;
+use crate::log::{LogClient, LogError};
 
 /// Why the projector cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum StartError {
     /// The database.
     #[error("the database refused")]
     Database(#[from] sqlx::Error),
+    /// The way to the primary's log is not usable.
+    #[error("the way to the primary's log is not usable")]
+    Log(#[from] LogError),
     /// A version that is read is not in this binary, so nobody would keep it current.
     #[error("version {version} of projection {projection} is active, but not in this binary")]
     ActiveVersionUnknown {
@@ -81,6 +84,7 @@ impl StartError {
             | Self::UnknownProjection(_)
             | Self::NoPartition
             | Self::Epochs
+            | Self::Log(_)
             | Self::Nats(_)
             | Self::Bind(_)
             | Self::Telemetry(_)

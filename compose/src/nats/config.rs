@@ -34,6 +34,19 @@ pub struct Config {
     pub operator: bool,
     /// Largest message; the server's own default unless set.
     pub payload_bytes_max: Option<usize>,
+    /// What clients have to speak TLS with; without it they speak in the clear.
+    pub tls: Option<Tls>,
+}
+
+/// The certificate of a server, in files.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Its certificate, in PEM.
+    pub certificate: PathBuf,
+    /// Its key, in PEM.
+    pub key: PathBuf,
+    /// What its certificate follows from, for those who connect.
+    pub ca: PathBuf,
 }
 
 /// What a server is in the topology.
@@ -123,6 +136,7 @@ impl Config {
             secret: Secret::random(),
             operator: false,
             payload_bytes_max: None,
+            tls: None,
         })
     }
 
@@ -258,6 +272,10 @@ impl Display for Config {
         writeln!(f, "  domain: \"{region}\"")?;
         writeln!(f, "  store_dir: \"{}\"", self.store.display())?;
         writeln!(f, "  max_memory_store: 64MB\n  max_file_store: 10GB\n}}\n")?;
+        if let Some(tls) = &self.tls {
+            let (certificate, key) = (tls.certificate.display(), tls.key.display());
+            writeln!(f, "tls {{\n  cert_file: \"{certificate}\"\n  key_file: \"{key}\"\n}}\n")?;
+        }
         self.fmt_leafnodes(f)?;
         writeln!(f, "system_account: SYS\naccounts {{\n  SYS {{}}\n  {ACCOUNT} {{")?;
         writeln!(f, "    jetstream: enabled\n    users: [")?;

@@ -10,6 +10,7 @@ use crate::{
     error::Error,
     forward::{self, Fallback},
     gateway::Gateway,
+    hop,
     request::{CONSISTENCY_POLICY, Call, PREFER},
     telemetry::Forwarded,
     token_carrier::CONSISTENCY_TOKEN,
@@ -72,6 +73,7 @@ async fn exchange(
 ) -> Result<Streamed, ForwardError> {
     let began = Instant::now();
     let mut headers = headers::outgoing(gateway, call);
+    headers.extend(call.caller.header().map(|name| (hop::CALLER, name)));
     if let Some(policy) = policy {
         // What the caller wants done was decided here; there it would be decided twice.
         headers.remove(PREFER);

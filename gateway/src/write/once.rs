@@ -1,7 +1,6 @@
 //! Writes that are done once however often they are sent: `Idempotency-Key`.
 
 use event_store::{AnswerFormat, EventStore, Idempotency, Repeat};
-use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
 use super::{said, written};
@@ -9,7 +8,6 @@ use crate::{
     answer::Answer,
     error::Error,
     gateway::Gateway,
-    hop,
     request::{Call, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED},
 };
 
@@ -30,9 +28,7 @@ pub fn key(call: &Call) -> Result<Option<Idempotency>, Error> {
             format!("Idempotency-Key is one of 1 to {KEY_BYTES_MAX} visible ASCII characters");
         return Err(Error::BadRequest(said));
     }
-    // Only a region that proved itself can say who asked it.
-    let caller = call.headers.get(hop::CALLER).filter(|_| call.trusted);
-    let caller = caller.map_or(&b""[..], HeaderValue::as_bytes);
+    let caller = call.caller.name().unwrap_or_default().as_bytes();
     Ok(Some(Idempotency {
         scope: hash(&[caller, call.method.as_str().as_bytes(), call.path.as_bytes()]),
         key: hash(&[key]),
@@ -103,6 +99,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::hop;
 
     fn call(path: &str, headers: &[(HeaderName, &str)], trusted: bool) -> Call {
         let mut request = http::Request::post(format!("http://host{path}"));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
 mod bad_input;
+mod doors;
 mod ends;
 mod epochs;
 mod events;
@@ -10,6 +11,7 @@ mod faults;
 mod folds;
 mod forwarding;
 mod hints;
+mod issuer;
 mod lists;
 mod matrix;
 mod memory;

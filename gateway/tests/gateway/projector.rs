@@ -48,6 +48,10 @@ impl Projector {
         }
         let (user, password) = nats.credentials(User::Operator);
         let options = async_nats::ConnectOptions::with_user_and_password(user, password);
+        let options = match &nats.config().tls {
+            Some(tls) => options.add_root_certificates(tls.ca.clone()),
+            None => options,
+        };
         let nats = options.connect(nats.url()).await.unwrap();
         let (states, applied) = (HashMap::new(), Position::ZERO);
         Self { pool, definition, products, region, nats, states, applied }

@@ -108,20 +108,10 @@ impl World {
 
     /// The whole log, as regions read it.
     pub async fn log(&self) -> Vec<Event> {
-        #[derive(serde::Deserialize)]
-        struct Line {
-            headers: HashMap<String, String>,
-            data: String,
-        }
         let url = format!("{}/internal/log?after=0&limit=5000", self.primary.base);
         let request = reqwest::Client::new().get(url).header("tidemark-credential", CREDENTIAL);
         let text = request.send().await.unwrap().error_for_status().unwrap().text().await.unwrap();
-        let event = |line| {
-            let line: Line = serde_json::from_str(line).unwrap();
-            let header = |name: &'static str| line.headers.get(name).map(String::as_str);
-            Event::from_message(header, line.data.clone().into_bytes()).unwrap()
-        };
-        text.lines().map(event).collect()
+        events_of(&text)
     }
 
     /// Applies the whole log in the region, and announces it. Answers the head.
@@ -293,6 +283,21 @@ impl Reply {
             (self.status, self.word())
         }
     }
+}
+
+/// A page of the log, as regions read it.
+pub fn events_of(page: &str) -> Vec<Event> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        headers: HashMap<String, String>,
+        data: String,
+    }
+    let event = |line| {
+        let line: Line = serde_json::from_str(line).unwrap();
+        let header = |name: &'static str| line.headers.get(name).map(String::as_str);
+        Event::from_message(header, line.data.clone().into_bytes()).unwrap()
+    };
+    page.lines().map(event).collect()
 }
 
 pub fn position(value: u64) -> Position {

@@ -94,6 +94,7 @@ impl World {
             },
             primary_log: PrimaryLogConfig {
                 url: SecretUrl::new(format!("http://{}", self.log.address)),
+                tls_ca: None,
                 credential: Secret::new(CREDENTIAL),
                 deadline: Period::from_secs(5),
                 page_events_max: 100,

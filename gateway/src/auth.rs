@@ -1,0 +1,191 @@
+//! Who may call: decided before anything else of a request is looked at.
+
+mod balancer;
+mod caller;
+mod config;
+mod jwt;
+mod keys;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::future::BoxFuture;
+use http::Request;
+use process::{admin::Readiness, config::Secret, server::Peer};
+use tokio_util::sync::CancellationToken;
+use tower::{Layer, Service};
+
+pub use caller::Caller;
+pub use config::{AuthConfig, AuthMode, JwtConfig, TrustedHeaderConfig};
+pub use keys::KeysError;
+
+use self::{balancer::Balancer, jwt::Verifier};
+use crate::{
+    error::{Challenge, Error},
+    hop,
+};
+
+/// What the doors made of a request. Among its extensions, for those behind.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// It comes from another region or from a projector of ours.
+    pub trusted: bool,
+    /// Who asks, or why nobody is let in.
+    pub caller: Result<Caller, Refusal>,
+}
+
+impl Entry {
+    /// Takes it out of a request. One that came around the doors is nobody's.
+    pub fn take(extensions: &mut http::Extensions) -> Self {
+        let stranger = Self { trusted: false, caller: Err(Refusal::Stranger(Challenge::Region)) };
+        extensions.remove().unwrap_or(stranger)
+    }
+}
+
+/// Why a request is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its sender did not prove who it is.
+    Stranger(Challenge),
+    /// The keys that would tell are not known.
+    KeysUnknown,
+    /// The caller asks too often.
+    TooOften {
+        /// When it may come again, in milliseconds.
+        retry_after_ms: u32,
+    },
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Stranger(challenge) => Self::Unauthorized(challenge),
+            Refusal::KeysUnknown => Self::AuthUnavailable,
+            Refusal::TooOften { retry_after_ms } => Self::RateLimited { retry_after_ms },
+        }
+    }
+}
+
+/// Knows callers.
+#[derive(Debug)]
+pub struct Doorkeeper {
+    credential: Secret,
+    callers: Callers,
+}
+
+#[derive(Debug)]
+enum Callers {
+    Unknown,
+    Jwt(Box<Verifier>),
+    Balancer(Balancer),
+}
+
+/// Why nobody can be told from anybody.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// The chosen mode lacks its section.
+    #[error("auth.{0} is missing")]
+    Section(&'static str),
+    /// The keys cannot be had.
+    #[error("the keys of callers' tokens are not usable")]
+    Keys(#[from] KeysError),
+}
+
+impl Doorkeeper {
+    /// As configured. Keys in a file are read at once, those behind a URL by [`Self::keep_fresh`].
+    pub fn open(config: &AuthConfig, credential: Secret) -> Result<Self, AuthError> {
+        let callers = match config.mode {
+            AuthMode::None => Callers::Unknown,
+            AuthMode::Jwt => {
+                let jwt = config.jwt.as_ref().ok_or(AuthError::Section("jwt"))?;
+                Callers::Jwt(Box::new(Verifier::open(jwt)?))
+            }
+            AuthMode::TrustedHeader => {
+                let header = config.trusted_header.as_ref();
+                Callers::Balancer(Balancer::new(
+                    header.ok_or(AuthError::Section("trusted_header"))?,
+                ))
+            }
+        };
+        Ok(Self { credential, callers })
+    }
+
+    /// Says in `readiness` that there are no keys yet, where there are to be some.
+    pub fn expect_keys(&self, readiness: &Readiness) {
+        if let Callers::Jwt(verifier) = &self.callers {
+            verifier.expect_keys(readiness);
+        }
+    }
+
+    /// Keeps the keys fresh until `stop`, and says in `readiness` whether there are any.
+    pub async fn keep_fresh(&self, readiness: &Readiness, stop: CancellationToken) {
+        match &self.callers {
+            Callers::Unknown | Callers::Balancer(_) => {}
+            Callers::Jwt(verifier) => verifier.keep_fresh(readiness, stop).await,
+        }
+    }
+
+    /// Decides on one request. What only regions and the balancer may say is gone afterwards, unless it
+    /// was they who said it.
+    async fn admit<B>(&self, request: &mut Request<B>) -> Entry {
+        let trusted = hop::authenticate(request.headers_mut(), &self.credential);
+        if trusted {
+            return Entry { trusted, caller: Ok(Caller::passed_on(request.headers())) };
+        }
+        let peer = request.extensions().get::<Peer>().copied();
+        let caller = match &self.callers {
+            Callers::Unknown => Ok(Caller::Unknown),
+            Callers::Jwt(verifier) => verifier.caller(request.headers()).await,
+            Callers::Balancer(balancer) => balancer.caller(request.headers_mut(), peer),
+        };
+        Entry { trusted, caller }
+    }
+}
+
+/// Puts a [`Doorkeeper`] in front of a service, which finds an [`Entry`] in every request.
+#[derive(Debug, Clone)]
+pub struct AuthLayer(pub Arc<Doorkeeper>);
+
+impl<S> Layer<S> for AuthLayer {
+    type Service = Auth<S>;
+
+    fn layer(&self, inner: S) -> Auth<S> {
+        Auth { doorkeeper: Arc::clone(&self.0), inner }
+    }
+}
+
+/// What [`AuthLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct Auth<S> {
+    doorkeeper: Arc<Doorkeeper>,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Auth<S>
+where
+    S: Service<Request<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let doorkeeper = Arc::clone(&self.doorkeeper);
+        // The one that is ready goes, its clone stays.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move {
+            let entry = doorkeeper.admit(&mut request).await;
+            request.extensions_mut().insert(entry);
+            inner.call(request).await
+        })
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use consistency::{Epoch, Event, EventId, Position};
+use consistency::{Epoch, EpochHistory, Event, EventId, Position};
 
 /// One event of the log, by its place and its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +43,13 @@ pub enum Link {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     /// An event of another epoch.
-    #[error("event at position {position} is of epoch {found}, but epoch {expected} is read here")]
+    #[error(
+        "event at position {position} is of epoch {found}, but of epoch {expected} in the log read here"
+    )]
     Epoch {
         /// Where.
         position: Position,
-        /// The epoch that is read.
+        /// The epoch that it bears in the log that is read.
         expected: Epoch,
         /// The event's.
         found: Epoch,
@@ -77,7 +79,7 @@ pub enum Broken {
 /// The unbroken part of the log that this reader has seen.
 #[derive(Debug)]
 pub struct Chain {
-    epoch: Epoch,
+    epochs: EpochHistory,
     end: Mark,
     /// Checkpoints further on, to be met by what is read.
     ahead: BTreeMap<Position, EventId>,
@@ -86,7 +88,11 @@ pub struct Chain {
 impl Chain {
     /// Begins at the lowest of the marks that checkpoints vouch for, and will compare the others as
     /// it passes them.
-    pub fn new(epoch: Epoch, marks: impl IntoIterator<Item = Mark>) -> Result<Self, Broken> {
+    /// The log is that of the newest epoch; what came before it bears older numbers.
+    pub fn new(
+        epochs: EpochHistory,
+        marks: impl IntoIterator<Item = Mark>,
+    ) -> Result<Self, Broken> {
         let mut ahead = BTreeMap::new();
         for mark in marks {
             match ahead.insert(mark.position, mark.id) {
@@ -98,7 +104,7 @@ impl Chain {
             }
         }
         let lowest = ahead.pop_first().map(|(position, id)| Mark { position, id });
-        Ok(Self { epoch, end: lowest.unwrap_or(Mark::START), ahead })
+        Ok(Self { epochs, end: lowest.unwrap_or(Mark::START), ahead })
     }
 
     /// The last event that joined.
@@ -108,15 +114,21 @@ impl Chain {
 
     /// The epoch that is read.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.epochs.current()
+    }
+
+    /// The last position that is not on the epoch's stream.
+    pub fn starts_after(&self) -> Position {
+        self.epochs.current_starts_after()
     }
 
     /// Joins the event to the chain when it is the next one.
     pub fn join(&mut self, event: &Event) -> Result<Link, Broken> {
         let mark = Mark::of(event);
-        if event.at.epoch != self.epoch {
+        let expected = self.epochs.epoch_of(mark.position);
+        if event.at.epoch != expected {
             let (position, found) = (mark.position, event.at.epoch);
-            return Err(Broken::Epoch { position, expected: self.epoch, found });
+            return Err(Broken::Epoch { position, expected, found });
         }
         if mark.position < self.end.position {
             return Ok(Link::Seen);
@@ -192,7 +204,7 @@ mod tests {
 
     #[test]
     fn events_join_one_by_one_from_the_lowest_checkpoint() {
-        let mut chain = Chain::new(Epoch::FIRST, [mark(7), mark(3), mark(3)]).unwrap();
+        let mut chain = Chain::new(EpochHistory::first(), [mark(7), mark(3), mark(3)]).unwrap();
         assert_eq!(chain.end(), mark(3));
         assert_eq!(chain.join(&event(3)), Ok(Link::Seen));
         assert_eq!(chain.join(&event(4)), Ok(Link::Next));
@@ -203,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_first_event_follows_nothing() {
-        let mut chain = Chain::new(Epoch::FIRST, []).unwrap();
+        let mut chain = Chain::new(EpochHistory::first(), []).unwrap();
         let forged = Event { previous_id: id(99), ..event(1) };
         assert!(matches!(chain.join(&forged), Err(Broken::Predecessor { .. })));
         assert_eq!(chain.join(&event(1)), Ok(Link::Next));
@@ -211,7 +223,7 @@ mod tests {
 
     #[test]
     fn an_event_with_another_predecessor_breaks_the_chain() {
-        let mut chain = Chain::new(Epoch::FIRST, [mark(3)]).unwrap();
+        let mut chain = Chain::new(EpochHistory::first(), [mark(3)]).unwrap();
         let forged = Event { previous_id: id(99), ..event(4) };
         let (expected, found) = (id(3), id(99));
         let broken = Broken::Predecessor { position: position(4), expected, found };
@@ -220,25 +232,42 @@ mod tests {
 
     #[test]
     fn an_event_of_another_epoch_breaks_the_chain() {
-        let mut chain = Chain::new(Epoch::FIRST, [mark(3)]).unwrap();
+        let mut chain = Chain::new(EpochHistory::first(), [mark(3)]).unwrap();
         let mut newer = event(4);
         newer.at.epoch = Epoch::new(2).unwrap();
         assert!(matches!(chain.join(&newer), Err(Broken::Epoch { .. })));
     }
 
     #[test]
+    fn events_that_an_epoch_kept_of_its_past_bear_older_numbers() {
+        let second = Epoch::new(2).unwrap();
+        let epochs = EpochHistory::new(vec![(second, position(4))]).unwrap();
+        let of_second = |place| {
+            let mut event = event(place);
+            event.at.epoch = second;
+            event
+        };
+        let mut chain = Chain::new(epochs, [mark(3)]).unwrap();
+        assert_eq!((chain.epoch(), chain.starts_after()), (second, position(4)));
+        assert!(matches!(chain.join(&of_second(4)), Err(Broken::Epoch { .. })));
+        assert_eq!(chain.join(&event(4)), Ok(Link::Next));
+        assert!(matches!(chain.join(&event(5)), Err(Broken::Epoch { .. })), "what was lost");
+        assert_eq!(chain.join(&of_second(5)), Ok(Link::Next));
+    }
+
+    #[test]
     fn an_event_replaced_under_a_checkpoint_further_on_is_noticed() {
         let other = Mark { position: position(5), id: id(99) };
-        let mut chain = Chain::new(Epoch::FIRST, [mark(3), other]).unwrap();
+        let mut chain = Chain::new(EpochHistory::first(), [mark(3), other]).unwrap();
         assert_eq!(chain.join(&event(4)), Ok(Link::Next));
         assert!(matches!(chain.join(&event(5)), Err(Broken::Replaced { .. })));
-        let twice = Chain::new(Epoch::FIRST, [mark(5), other]);
+        let twice = Chain::new(EpochHistory::first(), [mark(5), other]);
         assert!(matches!(twice, Err(Broken::Replaced { .. })), "two checkpoints disagree");
     }
 
     #[test]
     fn another_event_at_the_end_of_the_chain_is_noticed() {
-        let mut chain = Chain::new(Epoch::FIRST, [mark(3)]).unwrap();
+        let mut chain = Chain::new(EpochHistory::first(), [mark(3)]).unwrap();
         let replaced = Event { id: id(99), ..event(3) };
         assert!(matches!(chain.join(&replaced), Err(Broken::Replaced { .. })));
     }

@@ -196,6 +196,17 @@ pub async fn advance(
     Ok(moved.rows_affected() == 1)
 }
 
+/// The place that a checkpoint's row names.
+pub(crate) fn log_position(
+    partition: i32,
+    epoch: i32,
+    position: i64,
+) -> Result<LogPosition, Senseless> {
+    let place = Epoch::from_i32(epoch).zip(Position::from_i64(position));
+    let (epoch, position) = place.ok_or(Senseless { partition })?;
+    Ok(LogPosition::new(epoch, position))
+}
+
 fn held(
     partition: i32,
     epoch: i32,

@@ -71,7 +71,7 @@ pub struct StreamConfig {
     pub domain: Option<String>,
     /// The JetStream domain of the primary; its region's name unless set.
     pub primary_domain: Option<String>,
-    /// How often the mirror is compared with its origin.
+    /// How often the mirror is compared with its origin, and the primary asked for its epochs.
     #[serde(default = "watch_interval_default")]
     pub watch_interval: Period,
     /// A mirror that is behind and has heard nothing for so long is stalled.

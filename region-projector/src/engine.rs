@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use consistency::{Epoch, Position};
+use consistency::{Adoption, Epoch, EpochHistory, LogPosition, Position};
 use projection::ProjectionDefinition;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::chain::Broken;
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::dead_letters::{self, DeadLetterError};
+use crate::epochs::{self, Epochs};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::reader::pull::Bounds;
@@ -40,10 +41,12 @@ pub struct Shared {
     pub pool: PgPool,
     /// The region's NATS server.
     pub context: Context,
-    /// The stream of `epoch`.
+    /// The epochs whose newest is read.
+    pub history: EpochHistory,
+    /// Its stream.
     pub stream: String,
-    /// The epoch that is read.
-    pub epoch: Epoch,
+    /// Where newer ones are learnt.
+    pub epochs: Epochs,
     /// The primary's log.
     pub log: LogClient,
     /// Events of one page.
@@ -112,8 +115,13 @@ enum TurnError {
     Tripped(#[from] Trip),
     #[error("the log is not the one that was applied")]
     Broken(#[from] Broken),
-    #[error("checkpoints are of epoch {found}, but epoch {expected} is read")]
-    Epoch { found: Epoch, expected: Epoch },
+    #[error("checkpoints are of epoch {found}, which is not known here yet")]
+    Newer { found: Epoch },
+    #[error(
+        "events up to {stored} are applied, but epoch {epoch} kept nothing above {kept} of that epoch: \
+         the read models hold what the log lost. Empty the region's database and start again"
+    )]
+    Beyond { epoch: Epoch, stored: LogPosition, kept: Position },
 }
 
 impl From<sqlx::Error> for TurnError {
@@ -153,6 +161,8 @@ impl Engine {
             let part = part_of(&error);
             health.unwell(part, &self.key, chain_of(&error));
             if part == Part::Chain {
+                // It may be that the log goes on in another epoch: then that is read instead of this.
+                self.shared.epochs.look();
                 tracing::error!(
                     version = %self.key,
                     error = chain_of(&error),
@@ -225,6 +235,7 @@ impl Engine {
                 }
                 self.settle(wanted, held).await?;
                 self.shared.health.well(Part::Database, &self.key);
+                self.shared.health.well(Part::Chain, &self.key);
                 self.session(aim, held, stop).await
             }
             Aim::Paused => {
@@ -312,12 +323,18 @@ impl Engine {
             sharing.look();
             return Err(TurnError::NotIn);
         };
-        let mut settled = held.clone();
+        let mut settled = match self.adopt(&mut transaction).await? {
+            // Memory knows nothing of the checkpoints as they are now.
+            Adoption::InPlace => Holdings::new(),
+            Adoption::Here | Adoption::Beyond { .. } | Adoption::Newer(_) => held.clone(),
+        };
         settled.retain(|partition, _| mine.contains(partition));
         let missing: BTreeSet<u16> =
             mine.into_iter().filter(|partition| !settled.contains_key(partition)).collect();
         let taken = checkpoint::take(&mut transaction, &self.key, &missing).await?;
-        self.check(&taken, missing.len())?;
+        if taken.len() != missing.len() {
+            return Err(TurnError::Incomplete { found: taken.len(), expected: missing.len() });
+        }
         transaction.commit().await?;
         attempt.finish();
         if !taken.is_empty() {
@@ -327,14 +344,15 @@ impl Engine {
         Ok(settled)
     }
 
-    fn check(&self, taken: &[Held], expected: usize) -> Result<(), TurnError> {
-        if taken.len() != expected {
-            return Err(TurnError::Incomplete { found: taken.len(), expected });
-        }
-        let epoch = self.shared.epoch;
-        match taken.iter().find(|held| held.epoch != epoch) {
-            Some(held) => Err(TurnError::Epoch { found: held.epoch, expected: epoch }),
-            None => Ok(()),
+    /// Has all checkpoints of the version count in the epoch that is read, those of others too.
+    async fn adopt(&self, connection: &mut PgConnection) -> Result<Adoption, TurnError> {
+        let history = &self.shared.history;
+        match epochs::adopt(connection, &self.key, history).await? {
+            Adoption::Beyond { stored, kept } => {
+                Err(TurnError::Beyond { epoch: history.current(), stored, kept })
+            }
+            Adoption::Newer(found) => Err(TurnError::Newer { found }),
+            fit @ (Adoption::Here | Adoption::InPlace) => Ok(fit),
         }
     }
 }
@@ -347,6 +365,6 @@ fn part_of(error: &TurnError) -> Part {
         | TurnError::NotIn
         | TurnError::Tripped(_)
         | TurnError::Displaced => Part::Database,
-        TurnError::Broken(_) | TurnError::Epoch { .. } => Part::Chain,
+        TurnError::Broken(_) | TurnError::Newer { .. } | TurnError::Beyond { .. } => Part::Chain,
     }
 }

@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod dead_letters;
 pub mod engine;
+pub mod epochs;
 pub mod health;
 pub mod log;
 pub mod mirror;

@@ -55,6 +55,7 @@ pub struct Mirror {
     local: Context,
     origin: Context,
     config: Config,
+    starts_after: Position,
 }
 
 impl Mirror {
@@ -75,7 +76,12 @@ impl Mirror {
             mirror: Some(source),
             ..Config::default()
         };
-        Self { local, origin, config }
+        Self { local, origin, config, starts_after: Position::ZERO }
+    }
+
+    /// The stream begins after a position. Until it has a message, a mirror does not know that.
+    pub fn starting_after(self, starts_after: Position) -> Self {
+        Self { starts_after, ..self }
     }
 
     /// Creates the mirror unless it is there.
@@ -102,7 +108,9 @@ impl Mirror {
         Ok(Observation {
             exists: here.is_some(),
             first: here.as_ref().and_then(|info| Position::new(info.state.first_sequence)),
-            mirror: here.and_then(|info| Position::new(info.state.last_sequence)),
+            mirror: here
+                .and_then(|info| Position::new(info.state.last_sequence))
+                .map(|last| last.max(self.starts_after)),
             origin: there.ok().flatten().and_then(|info| Position::new(info.state.last_sequence)),
             silent: active,
         })
@@ -155,6 +163,8 @@ pub enum Care {
     None,
     /// It is gone.
     Create,
+    /// It is gone, and so is its origin, as far as anybody can tell.
+    Wait,
     /// It stands still behind an origin that answers.
     Nudge {
         /// Where the origin stands.
@@ -166,7 +176,8 @@ pub enum Care {
 /// to go.
 pub fn care(before: Option<&Observation>, now: &Observation, silence_max: Duration) -> Care {
     if !now.exists {
-        return Care::Create;
+        // One that is made before its origin is there looks for it again only after a long while.
+        return if now.origin.is_some() { Care::Create } else { Care::Wait };
     }
     let stood_still = before.is_some_and(|before| before.mirror == now.mirror);
     let silent = now.silent.is_none_or(|silent| silence_max <= silent);
@@ -224,8 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_is_gone_is_created() {
-        let gone = Observation { exists: false, ..seen(0, None, None) };
-        assert_eq!(judged(None, gone), Care::Create);
+    fn a_mirror_that_is_gone_is_created_once_its_origin_is_there() {
+        let gone = |origin| Observation { exists: false, ..seen(0, origin, None) };
+        assert_eq!(judged(None, gone(Some(0))), Care::Create);
+        assert_eq!(judged(None, gone(None)), Care::Wait);
     }
 }

@@ -119,6 +119,10 @@ impl Reader {
                 biased;
                 // No more intake once the end is near.
                 () = stop.cancelled() => return Ended::Stopped,
+                // What an epoch kept of its past is not on its stream.
+                () = std::future::ready(()), if self.chain.end().position < self.chain.starts_after() => {
+                    self.read_past_epochs().await
+                }
                 // A stalled mirror brings nothing, so the log is read instead until it moves again.
                 () = stalled(&mut self.stalled) => {
                     pull = None;
@@ -235,6 +239,17 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Hands on the next page of what earlier epochs left.
+    async fn read_past_epochs(&mut self) -> Result<(), Paused> {
+        let after = self.chain.end().position;
+        let missing = self.chain.starts_after().since(after);
+        let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+        match self.fetch_page(missing.min(self.page_events_max), FetchReason::PastEpoch).await? {
+            0 => Err(Paused::Short(after)),
+            _ => Ok(()),
+        }
     }
 
     /// Hands on what the log has beyond the end of the chain, or waits a little when that is nothing.

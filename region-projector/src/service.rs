@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use consistency::{Epoch, Position, stream_name};
+use consistency::{EpochHistory, Position, stream_name};
 use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
 use process::postgres::PostgresConfig;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::Announcer;
 use crate::config::ProjectorConfig;
 use crate::engine::{Engine, Shared};
+use crate::epochs::{Epochs, Learner};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::mirror::Mirror;
@@ -143,39 +144,26 @@ struct Work {
 
 impl Work {
     async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
-        let Some(epoch) = stop.run_until_cancelled(self.prepare()).await else { return Ok(()) };
-        let epoch = epoch?;
+        let Some(known) = stop.run_until_cancelled(self.prepare()).await else { return Ok(()) };
+        let (learner, epochs) = self.learner(known?);
         self.await_connection(&stop).await;
-        let (stalled, stalled_seen) = watch::channel(false);
-        let (begins, begins_seen) = watch::channel(Position::ZERO);
+        // Before anything is read that may be lost by now; without an answer, what is known has to do.
+        if stop.run_until_cancelled(learner.learn()).await.is_none() {
+            return Ok(());
+        }
+        let learner = tokio::spawn(learner.run(stop.clone()));
         let (keeper, sharing) = self.keeper()?;
         let keeper_stop = CancellationToken::new();
         let keeper = tokio::spawn(keeper.run(keeper_stop.clone()));
-        let shared = self.shared(epoch, sharing, stalled_seen, begins_seen);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(self.stream_watch(epoch, stalled, begins).run(stop.clone()));
-        tasks.spawn(self.copy_epochs(stop.clone()));
-        let mut pools = Vec::new();
-        for definition in self.domain.projections() {
-            let shared = self.for_version(definition, &shared)?;
-            pools.push(shared.pool.clone());
-            tasks.spawn(Engine::new(definition.clone(), shared).run(stop.clone()));
-        }
-        self.health.well(Part::Start, SERVICE);
         let mut outcome = Ok(());
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                stop.cancel();
-                outcome = Err(error.into());
-            }
+        while !stop.is_cancelled() {
+            outcome = self.read_epoch(&sharing, &epochs, &stop).await;
         }
         // Every partition has come to rest, so others may have them at once.
         keeper_stop.cancel();
         keeper.await?;
-        pools.push(self.pool.clone());
-        for pool in pools {
-            pool.close().await;
-        }
+        learner.await?;
+        self.pool.close().await;
         // What was announced last is still in the client's buffer.
         if let Err(error) = self.nats.client.flush().await {
             tracing::debug!(error = chain_of(&error), "last announcements lost");
@@ -183,15 +171,65 @@ impl Work {
         outcome
     }
 
+    /// Reads the newest epoch that is known, until it is stopped or a newer one is known. An error stops
+    /// everything.
+    async fn read_epoch(
+        &self,
+        sharing: &Sharing,
+        epochs: &Epochs,
+        stop: &CancellationToken,
+    ) -> Result<(), StartError> {
+        let history = epochs.known();
+        let over = stop.child_token();
+        let (stalled, stalled_seen) = watch::channel(false);
+        let (begins, begins_seen) = watch::channel(Position::ZERO);
+        let shared = self.shared(&history, (sharing, epochs), (stalled_seen, begins_seen));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.stream_watch(&history, (stalled, begins)).run(over.clone()));
+        let mut pools = Vec::new();
+        for definition in self.domain.projections() {
+            let shared = match self.for_version(definition, &shared) {
+                Ok(shared) => shared,
+                Err(error) => {
+                    stop.cancel();
+                    return Err(error);
+                }
+            };
+            pools.push(shared.pool.clone());
+            tasks.spawn(Engine::new(definition.clone(), shared).run(over.clone()));
+        }
+        self.health.well(Part::Start, SERVICE);
+        let mut outcome = Ok(());
+        loop {
+            tokio::select! {
+                biased;
+                ended = tasks.join_next() => match ended {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        stop.cancel();
+                        outcome = Err(error.into());
+                    }
+                    None => break,
+                },
+                // What is under way is finished, and counts in the new epoch if that kept it.
+                () = epochs.newer_than(&history), if !over.is_cancelled() => over.cancel(),
+            }
+        }
+        for pool in pools {
+            pool.close().await;
+        }
+        outcome
+    }
+
     /// Prepares the database, however long that takes.
-    async fn prepare(&self) -> Result<Epoch, StartError> {
+    async fn prepare(&self) -> Result<EpochHistory, StartError> {
         let apply = &self.config.apply;
         let mut backoff = Backoff::new(apply.retry_pause_min, apply.retry_pause_max);
         loop {
             match start::prepare(&self.pool, &self.domain, self.config.log.id).await {
-                Ok(epoch) => {
+                Ok(known) => {
                     self.health.well(Part::Database, SERVICE);
-                    return Ok(epoch);
+                    return Ok(known);
                 }
                 Err(error) if error.is_transient() => {
                     self.health.unwell(Part::Database, SERVICE, chain_of(&error));
@@ -243,18 +281,18 @@ impl Work {
 
     fn shared(
         &self,
-        epoch: Epoch,
-        sharing: Sharing,
-        stalled: watch::Receiver<bool>,
-        begins: watch::Receiver<Position>,
+        history: &EpochHistory,
+        (sharing, epochs): (&Sharing, &Epochs),
+        (stalled, begins): (watch::Receiver<bool>, watch::Receiver<Position>),
     ) -> Shared {
         let batch = self.config.primary_log.page_events_max;
         let client = self.nats.client.clone();
         Shared {
             pool: self.pool.clone(),
             context: jetstream::new(client.clone()),
-            stream: stream_name(epoch),
-            epoch,
+            stream: stream_name(history.current()),
+            history: history.clone(),
+            epochs: epochs.clone(),
             log: self.log.clone(),
             page_events_max: self.config.primary_log.page_events_max,
             pull_bounds: Bounds { batch, bytes_max: self.config.nats.pull_bytes_max },
@@ -263,7 +301,7 @@ impl Work {
             stalled,
             poll_interval: self.config.primary_log.poll_interval.get(),
             announcer: Announcer::new(&self.config, client, self.status.clone()),
-            sharing,
+            sharing: sharing.clone(),
             status: self.status.clone(),
             health: self.health.clone(),
             telemetry: Arc::clone(&self.telemetry),
@@ -275,16 +313,17 @@ impl Work {
 
     fn stream_watch(
         &self,
-        epoch: Epoch,
-        stalled: watch::Sender<bool>,
-        begins: watch::Sender<Position>,
+        history: &EpochHistory,
+        (stalled, begins): (watch::Sender<bool>, watch::Sender<Position>),
     ) -> StreamWatch {
         let client = &self.nats.client;
+        let epoch = history.current();
         let stream = stream_name(epoch);
         let kept = if self.config.is_primary() {
             Kept::Origin { context: Box::new(jetstream::new(client.clone())), stream }
         } else {
-            Kept::Mirror(Box::new(Mirror::new(client, &stream, self.config.primary_domain())))
+            let mirror = Mirror::new(client, &stream, self.config.primary_domain());
+            Kept::Mirror(Box::new(mirror.starting_after(history.current_starts_after())))
         };
         StreamWatch {
             kept,
@@ -300,19 +339,8 @@ impl Work {
         }
     }
 
-    /// Older tokens cannot be judged until this has succeeded once.
-    fn copy_epochs(&self, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
-        let (pool, log, health) = (self.pool.clone(), self.log.clone(), self.health.clone());
-        let apply = self.config.apply;
-        let mut backoff = Backoff::new(apply.retry_pause_min, apply.retry_pause_max);
-        async move {
-            while let Err(error) = start::copy_epochs(&pool, &log).await {
-                health.unwell(Part::Log, "epochs", chain_of(&error));
-                if stop.run_until_cancelled(backoff.pause()).await.is_none() {
-                    return;
-                }
-            }
-            health.well(Part::Log, "epochs");
-        }
+    fn learner(&self, stored: EpochHistory) -> (Learner, Epochs) {
+        let every = self.config.nats.watch_interval;
+        Learner::new(self.pool.clone(), self.log.clone(), every, self.health.clone(), stored)
     }
 }

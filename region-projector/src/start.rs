@@ -1,6 +1,6 @@
 //! What has to be there before events are applied: tables, versions, checkpoints, epochs.
 
-use consistency::{Epoch, Position};
+use consistency::{Epoch, EpochHistory};
 use projection::{Domain, ProjectionDefinition};
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use crate::checkpoint::{self, VersionKey};
 use crate::config::ProjectorConfig;
-use crate::log::{LogClient, LogError};
+use crate::epochs::{self, EpochError};
+use crate::log::LogError;
 
 /// Why the projector cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +55,8 @@ pub enum StartError {
     /// None of the partitions that are named by hand is there.
     #[error("no projection has any of the partitions that are named by hand")]
     NoPartition,
-    /// The checkpoints do not count in one epoch.
-    #[error("checkpoints are of different epochs")]
+    /// The epochs that the region has stored make no sense.
+    #[error("the stored epochs do not rise one by one")]
     Epochs,
     /// The connection to NATS cannot be set up as configured.
     #[error("the connection to NATS cannot be set up")]
@@ -93,8 +94,12 @@ impl StartError {
     }
 }
 
-/// Makes everything that is absent, and says which epoch is read here.
-pub async fn prepare(pool: &PgPool, domain: &Domain, log_id: Uuid) -> Result<Epoch, StartError> {
+/// Makes everything that is absent, and says which epochs are known here.
+pub async fn prepare(
+    pool: &PgPool,
+    domain: &Domain,
+    log_id: Uuid,
+) -> Result<EpochHistory, StartError> {
     let mut migrator = sqlx::migrate!("../migrations/region");
     // A newer binary may have been here: its migrations only add.
     migrator.set_ignore_missing(true);
@@ -102,11 +107,14 @@ pub async fn prepare(pool: &PgPool, domain: &Domain, log_id: Uuid) -> Result<Epo
     let mut connection = pool.acquire().await?;
     check_log(&mut connection, log_id).await?;
     check_active(&mut connection, domain).await?;
-    let adopted = adopted_epoch(&mut connection).await?;
+    let known = epochs::stored(&mut connection).await.map_err(|error| match error {
+        EpochError::Database(error) => StartError::Database(error),
+        EpochError::Disordered | EpochError::Log(_) => StartError::Epochs,
+    })?;
     for definition in domain.projections() {
-        create(&mut connection, definition, adopted).await?;
+        create(&mut connection, definition, known.current()).await?;
     }
-    read_epoch(&mut connection, adopted).await
+    Ok(known)
 }
 
 /// Whether the projections and partitions that a configuration names are there.
@@ -194,49 +202,5 @@ async fn create(
     }
     checkpoint::create(&mut transaction, &key, partition_count, epoch).await?;
     transaction.commit().await?;
-    Ok(())
-}
-
-async fn adopted_epoch(connection: &mut PgConnection) -> Result<Epoch, StartError> {
-    let newest = sqlx::query_scalar!("select max(epoch) from adopted_epoch");
-    let newest = newest.fetch_one(connection).await?;
-    Ok(newest.and_then(Epoch::from_i32).unwrap_or(Epoch::FIRST))
-}
-
-async fn read_epoch(connection: &mut PgConnection, otherwise: Epoch) -> Result<Epoch, StartError> {
-    let epochs = sqlx::query_scalar!("select distinct epoch from checkpoint");
-    let epochs = epochs.fetch_all(connection).await?;
-    match epochs.as_slice() {
-        [] => Ok(otherwise),
-        [epoch] => Epoch::from_i32(*epoch).ok_or(StartError::Epochs),
-        [_, _, ..] => Err(StartError::Epochs),
-    }
-}
-
-/// Why the primary's epochs are not known here yet.
-#[derive(Debug, thiserror::Error)]
-pub enum EpochError {
-    /// The primary did not tell.
-    #[error("the primary's epochs cannot be read")]
-    Log(#[from] crate::log::LogError),
-    /// The database.
-    #[error("the database refused")]
-    Database(#[from] sqlx::Error),
-}
-
-/// Copies the primary's epochs, by which the region's gateways judge older tokens.
-pub async fn copy_epochs(pool: &PgPool, log: &LogClient) -> Result<(), EpochError> {
-    let epochs = log.epochs().await?;
-    let mut connection = pool.acquire().await?;
-    let numbers: Vec<i32> = epochs.iter().map(|(epoch, _)| epoch.as_i32()).collect();
-    let starts: Vec<i64> = epochs.iter().map(|(_, start)| Position::as_i64(*start)).collect();
-    sqlx::query!(
-        "insert into adopted_epoch (epoch, starts_after)
-         select * from unnest($1::integer[], $2::bigint[]) on conflict do nothing",
-        &numbers,
-        &starts,
-    )
-    .execute(&mut *connection)
-    .await?;
     Ok(())
 }

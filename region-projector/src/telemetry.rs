@@ -73,6 +73,8 @@ pub enum FetchReason {
     Retention,
     /// Versions of an aggregate were missing.
     Gap,
+    /// It is of an earlier epoch, which has another stream.
+    PastEpoch,
 }
 
 impl FetchReason {
@@ -86,6 +88,7 @@ impl FetchReason {
             Self::Stalled => "stalled",
             Self::Retention => "retention",
             Self::Gap => "gap",
+            Self::PastEpoch => "past-epoch",
         }
     }
 }

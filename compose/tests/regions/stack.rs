@@ -12,14 +12,14 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-const EUROPE: &str = "eu-west";
+pub const EUROPE: &str = "eu-west";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn start() -> Stack {
+pub async fn start() -> Stack {
     Box::pin(Stack::start(Plan::default())).await.unwrap()
 }
 
-fn caller(stack: &Stack, region: &str) -> Caller {
+pub fn caller(stack: &Stack, region: &str) -> Caller {
     Caller::new(stack.region(region).unwrap().url.clone()).unwrap()
 }
 
@@ -36,7 +36,7 @@ pub async fn place(caller: &mut Caller, order: &str) -> String {
     format!("/v1/views/order-detail/{order}")
 }
 
-async fn add_item(caller: &mut Caller, order: &str) -> Answer {
+pub async fn add_item(caller: &mut Caller, order: &str) -> Answer {
     let item =
         json!({"order_id": order, "product_id": format!("product-of-{order}"), "quantity": 1});
     let answer = caller.command("AddItem", &item).await.unwrap();
@@ -45,7 +45,7 @@ async fn add_item(caller: &mut Caller, order: &str) -> Answer {
 }
 
 /// Reads until the answer is no longer "not yet".
-async fn settled(caller: &mut Caller, path: &str, within: Duration) -> Answer {
+pub async fn settled(caller: &mut Caller, path: &str, within: Duration) -> Answer {
     let end = Instant::now() + within;
     loop {
         let answer = caller.get(path, "wait;ms=500, pending").await.unwrap();
@@ -55,7 +55,7 @@ async fn settled(caller: &mut Caller, path: &str, within: Duration) -> Answer {
     }
 }
 
-fn assert_local(answer: &Answer, version: u64) {
+pub fn assert_local(answer: &Answer, version: u64) {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(["local", "waited"].contains(&answer.word()), "{answer:?}");
     assert_eq!(answer.version(), Some(version), "{answer:?}");

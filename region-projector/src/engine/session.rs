@@ -33,7 +33,7 @@ impl Engine {
             let _ = stop.run_until_cancelled(self.aim_changed(aim)).await;
             return Ok(());
         }
-        let chain = Chain::new(self.shared.epoch, held.values().map(|held| held.mark))?;
+        let chain = Chain::new(self.shared.history.clone(), held.values().map(|held| held.mark))?;
         tracing::info!(version = %self.key, from = %chain.end().position, "reading");
         let over = stop.child_token();
         let (mut senders, mut partitions) = (BTreeMap::new(), JoinSet::new());

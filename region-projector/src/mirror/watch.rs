@@ -117,13 +117,14 @@ impl StreamWatch {
         nudged_at: &mut Option<Instant>,
     ) -> Result<(), MirrorError> {
         let stalled = match care {
-            Care::None | Care::Create => false,
+            Care::None | Care::Create | Care::Wait => false,
             Care::Nudge { .. } => true,
         };
         self.stalled.send_if_modified(|held| std::mem::replace(held, stalled) != stalled);
         match care {
             Care::None => Ok(()),
             Care::Create => mirror.ensure().await,
+            Care::Wait => Err(MirrorError::Absent),
             Care::Nudge { origin } => {
                 // A nudge takes a few trips across the ocean to show.
                 if nudged_at.is_none_or(|at| self.nudge_interval <= at.elapsed()) {

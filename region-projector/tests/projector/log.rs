@@ -23,6 +23,7 @@ pub const CREDENTIAL: &str = "between regions";
 #[derive(Default)]
 struct Shared {
     events: Mutex<Vec<Event>>,
+    epochs: Mutex<Vec<(Epoch, Position)>>,
     cut: AtomicBool,
     withheld: Mutex<Option<Position>>,
 }
@@ -68,6 +69,15 @@ impl TestLog {
         self.shared.events.lock().unwrap().push(event);
     }
 
+    /// Loses what comes after a position, and goes on in a new epoch.
+    pub fn open_epoch(&self, after: Position) -> Epoch {
+        let mut epochs = self.shared.epochs.lock().unwrap();
+        let epoch = Epoch::new(epochs.len() as u32 + 2).unwrap();
+        self.shared.events.lock().unwrap().truncate(after.get() as usize);
+        epochs.push((epoch, after));
+        epoch
+    }
+
     /// Appends an event of an aggregate of type `tally`.
     pub fn append(&self, id: &str, event_type: &str, data: &str) -> Event {
         self.append_to("tally", id, event_type, data)
@@ -79,7 +89,7 @@ impl TestLog {
         let versions = events.iter().filter(|event| event.aggregate == aggregate).count() as u64;
         let position = Position::new(events.len() as u64 + 1).unwrap();
         let event = Event {
-            at: LogPosition::new(Epoch::FIRST, position),
+            at: LogPosition::new(self.shared.epoch(), position),
             id: EventId::new(Uuid::new_v4()),
             previous_id: events.last().map_or(EventId::NIL, |event| event.id),
             aggregate,
@@ -110,7 +120,10 @@ impl Shared {
             return refused(StatusCode::UNAUTHORIZED);
         }
         match request.uri().path() {
-            "/internal/epochs" => Response::new(Full::new("[]".into())),
+            "/internal/epochs" => {
+                let epochs = self.epochs.lock().unwrap();
+                Response::new(Full::new(serde_json::to_vec(&*epochs).unwrap().into()))
+            }
             "/internal/log" => self.page(request.uri().query().unwrap_or_default()),
             path if path.starts_with("/internal/log/tally/") => {
                 let id = path.rsplit('/').next().unwrap();
@@ -120,13 +133,19 @@ impl Shared {
         }
     }
 
+    fn epoch(&self) -> Epoch {
+        self.epochs.lock().unwrap().last().map_or(Epoch::FIRST, |(epoch, _)| *epoch)
+    }
+
     fn page(&self, query: &str) -> Response<Full<Bytes>> {
+        let epoch = Epoch::new(parameter(query, "epoch") as u32).unwrap();
         let events = self.events.lock().unwrap();
         let page = events.iter().skip(parameter(query, "after")).take(parameter(query, "limit"));
         let withheld = *self.withheld.lock().unwrap();
         let page = page.filter(|event| Some(event.at.position) != withheld);
+        let page = page.filter(|event| event.at.epoch <= epoch);
         let mut response = lines(page);
-        let head = format!("1.{}", events.len());
+        let head = format!("{}.{}", self.epoch(), events.len());
         response.headers_mut().insert("tidemark-head", head.parse().unwrap());
         response
     }

@@ -44,5 +44,5 @@ pub use position::{Epoch, LogPosition, Position, Version};
 pub use snapshot::{FoldKind, FoldName, FoldSnapshot, is_snapshot_due};
 pub use token::{
     CLAIM_COUNT_MAX, Claim, Key, KeyError, KeyId, KeyRing, LogId, TOKEN_CHARS_MAX, Token,
-    TokenStatus,
+    TokenStatus, Unverified,
 };

@@ -6,6 +6,8 @@
 //! taken over all before it and the log's whole id. The low three bits of the flags count the
 //! claims, the fourth says that older claims were dropped.
 
+mod unverified;
+
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -14,6 +16,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{AggregateKey, Epoch, EpochHistory, Judged, Position, Version};
+
+pub use unverified::Unverified;
 
 /// A token remembers this many of its holder's latest writes.
 pub const CLAIM_COUNT_MAX: usize = 4;

@@ -25,6 +25,7 @@ mod forward;
 mod gather;
 mod gateway;
 mod hop;
+mod inspect;
 mod internal;
 mod memory;
 pub mod operator;
@@ -47,4 +48,5 @@ mod waiters;
 mod write;
 
 pub use config::GatewayConfig;
+pub use inspect::{Inspected, inspect};
 pub use start::{Running, StartError, start};

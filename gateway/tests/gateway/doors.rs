@@ -358,3 +358,43 @@ async fn who_asks_too_often_is_told_when_to_come_again_and_nobody_else_suffers()
         assert_eq!(asked(&issuer.token(claims(caller))).await.status, 404, "{caller}");
     }
 }
+
+#[tokio::test]
+async fn pages_of_named_origins_may_ask_and_see_the_token_and_no_others() {
+    let world = World::start().await;
+    let issuer = Issuer::new("one");
+    let keys = KeysFile::of(&[&issuer]);
+    let origins = "cors = { origins = [\"https://app.example.com\"] }";
+    let gateway = region(&world, &format!("{origins}\n{}", keys.doors())).await;
+    let path = "/v1/commands/PlaceOrder";
+    let preflight = async |origin: &str| {
+        let asking = gateway.request(Method::OPTIONS, path).header("origin", origin);
+        let asking = asking.header("access-control-request-method", "POST");
+        let headers = "authorization,consistency-token,content-type,idempotency-key";
+        Reply::of(asking.header("access-control-request-headers", headers)).await
+    };
+    let allowed = preflight("https://app.example.com").await;
+    assert_eq!(allowed.status, 200, "a browser asks without saying who it is: {allowed:?}");
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://app.example.com");
+    assert_eq!(allowed.header("access-control-allow-credentials"), "true");
+    assert!(allowed.header("access-control-allow-methods").contains("POST"));
+    assert!(allowed.header("access-control-allow-headers").contains("consistency-token"));
+    for other in ["https://app.example.com.evil.example", "http://app.example.com", "null"] {
+        let refused = preflight(other).await;
+        assert_eq!(refused.header("access-control-allow-origin"), "", "{other}");
+    }
+    let ask = async |bearer: &str| {
+        let asking = gateway.request(Method::GET, CURRENCY).bearer_auth(bearer);
+        Reply::of(asking.header("origin", "https://app.example.com")).await
+    };
+    let good = issuer.token(claims("ada"));
+    // A page has to see why it was refused, too.
+    for (bearer, status) in [(good.as_str(), 200), ("none", 401)] {
+        let reply = ask(bearer).await;
+        assert_eq!(reply.status, status);
+        assert_eq!(reply.header("access-control-allow-origin"), "https://app.example.com");
+        assert!(reply.header("access-control-expose-headers").contains("consistency-token"));
+        let varies = reply.headers.get_all("vary").iter();
+        assert!(varies.into_iter().any(|value| value.to_str().unwrap().contains("origin")));
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
 mod bad_input;
+mod commands;
 mod doors;
 mod ends;
 mod epochs;
@@ -10,6 +11,7 @@ mod example;
 mod faults;
 mod folds;
 mod forwarding;
+mod flood;
 mod hints;
 mod issuer;
 mod lists;
@@ -20,8 +22,10 @@ mod policies;
 mod projector;
 mod proxied;
 mod reads;
+mod rotation;
 mod search;
 mod shop;
+mod tls;
 mod tokens;
 mod world;
 mod writers;

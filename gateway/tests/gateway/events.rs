@@ -125,6 +125,23 @@ async fn who_brings_no_token_hears_of_every_change_and_of_silence() {
 }
 
 #[tokio::test]
+async fn who_listens_is_not_told_more_often_than_configured() {
+    let more = "events = { interval = \"1h\", heartbeat = \"20ms\" }";
+    let mut world = World::with(more).await;
+    world.stock().await;
+    let mut listening = Listening::to(world.region.request(Method::GET, EVENTS)).await;
+    assert!(listening.until(|heard| heard.contains("event: currency")).await);
+    let head = world.catch_up().await.get();
+    eventually("the region stands at the head", async || {
+        world.region.get("/v1/currency").await.body["projections"][0]["applied"] == head
+    })
+    .await;
+    let heard = listening.heard.len();
+    assert!(listening.until(|now| now[heard..].matches(":\n\n").count() == 3).await);
+    assert_eq!(listening.events().len(), 1, "{}", listening.heard);
+}
+
+#[tokio::test]
 async fn listeners_are_bounded_and_hold_up_no_end() {
     let world = World::with("events.listeners_max = 1").await;
     let mut listening = Listening::to(world.region.request(Method::GET, EVENTS)).await;

@@ -24,8 +24,13 @@ const CHAINS: [&str; 12] = [
     "forward, eventual",
 ];
 const SHIPPED: &str = "wait, forward";
-/// Waits are short here, since nobody moves.
-const SETTINGS: &str = "read.wait_max = \"20ms\"\nread.refresh_interval = \"100ms\"";
+/// Waits are short here, since nobody moves; a machine that is busy has its time for all the rest.
+const SETTINGS: &str = r#"
+    read.wait_max = "20ms"
+    read.refresh_interval = "100ms"
+    read.query_timeout = "30s"
+    listen.request_timeout = "30s"
+"#;
 const LIST: &str = "/v1/views/orders-by-customer/c-1";
 
 type CameTo = (u16, &'static str);
@@ -117,7 +122,7 @@ async fn check(world: &World, carrier: Carrier, (token, path): (&str, &str), sta
         if state.forwarded.is_none() && state.served.is_none() {
             // A list that is nowhere is waited for at the primary until its answer is due.
             request = request.header("tidemark-credential", CREDENTIAL);
-            request = request.header("tidemark-deadline-ms", "1500");
+            request = request.header("tidemark-deadline-ms", "3000");
         }
         (chain, Reply::of(request).await)
     });

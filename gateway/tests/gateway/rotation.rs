@@ -111,9 +111,9 @@ async fn keys_are_rotated_and_no_caller_sees_an_error_by_header_or_by_cookie() {
     for (older, newer) in
         [(BEFORE, ADDED), (ADDED, SIGNING), (SIGNING, SIGNING), (SIGNING, DROPPED)]
     {
-        let gateways = side_by_side(&world, older, newer).await;
+        let gateways = Box::pin(side_by_side(&world, older, newer)).await;
         visited(&mut callers, gateways).await;
     }
-    let last = side_by_side(&world, DROPPED, DROPPED).await;
+    let last = Box::pin(side_by_side(&world, DROPPED, DROPPED)).await;
     visited(&mut callers, last).await;
 }

@@ -1,10 +1,12 @@
 //! One partition: takes what has arrived, applies it in one transaction, says so.
 
+mod ahead;
 pub mod failure;
 mod gap;
 pub(crate) mod parking;
 pub mod plan;
 mod poison;
+mod size;
 pub(crate) mod write;
 
 use std::collections::BTreeSet;
@@ -30,9 +32,11 @@ use crate::reader::{Chunk, bytes_of};
 use crate::retry::Backoff;
 use crate::status::{self, Status};
 use crate::telemetry::{FetchReason, Outcome, Telemetry};
+use ahead::{Queue, Taken};
 use failure::{Failure, classify};
 use gap::Healed;
 use plan::{Condemned, Gap, Plan};
+use size::BatchSize;
 
 /// Why a partition ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,11 +102,16 @@ pub struct Batch {
 
 impl Batch {
     /// Takes what else has arrived, up to bounds that the last chunk may pass.
-    fn gather(first: Chunk, chunks: &mut mpsc::Receiver<Chunk>, config: &ApplyConfig) -> Self {
+    fn gather(
+        first: Chunk,
+        chunks: &mut mpsc::Receiver<Chunk>,
+        config: &ApplyConfig,
+        events_max: usize,
+    ) -> Self {
         let Chunk { events, through, committed_at, room } = first;
         let mut bytes: usize = events.iter().map(bytes_of).sum();
         let mut batch = Self { events, through, committed_at, room };
-        while batch.events.len() < config.batch_events_max
+        while batch.events.len() < events_max
             && bytes < config.batch_bytes_max
             && let Ok(chunk) = chunks.try_recv()
         {
@@ -119,10 +128,15 @@ impl Batch {
         batch
     }
 
-    /// The first half and the rest. The half goes as far as its last event: nothing of the partition
+    /// Whether it has an event of an aggregate.
+    fn is_of(&self, aggregate_id: &str) -> bool {
+        self.events.iter().any(|event| event.aggregate.id() == aggregate_id)
+    }
+
+    /// The first events and the rest. The first go as far as their last event: nothing of the partition
     /// lies between.
-    fn halved(mut self) -> (Self, Self) {
-        let later = self.events.split_off(self.events.len() / 2);
+    fn cut(mut self, count: usize) -> (Self, Self) {
+        let later = self.events.split_off(count);
         let room = self.room.take();
         let rest = Self { events: later, room, ..self };
         if let Some(last) = self.events.last() {
@@ -165,6 +179,8 @@ enum Failed {
     Gaps(Vec<Gap>),
     /// Sums leave their bounds when all is added up at once.
     TooMuch,
+    /// What was folded ahead does not fit what is stored.
+    Stale,
     Database(sqlx::Error),
 }
 
@@ -202,30 +218,32 @@ struct Running {
     watermark: Position,
     unstored: Option<Unstored>,
     store_at: Instant,
+    size: BatchSize,
 }
 
 impl Running {
     fn new(partition: Partition) -> Self {
         let watermark = partition.held.mark.position;
         let name = partition.name();
-        Self { partition, name, watermark, unstored: None, store_at: Instant::now() }
+        let config = &partition.config;
+        let size = BatchSize::new(config.batch_events_max, config.batch_ms_max);
+        Self { partition, name, watermark, unstored: None, store_at: Instant::now(), size }
     }
 
-    async fn work(&mut self, mut chunks: mpsc::Receiver<Chunk>, stop: &CancellationToken) -> Left {
+    async fn work(&mut self, chunks: mpsc::Receiver<Chunk>, stop: &CancellationToken) -> Left {
+        let mut queue = Queue::new(chunks);
         loop {
+            let events_max = self.size.get();
             let step = tokio::select! {
                 biased;
                 // What was begun is done by now; what waits is read again by the next holder.
                 () = stop.cancelled() => break,
                 // Before new work, or a partition that always reads past others' events never stores.
                 () = self.store_due() => self.store_idle().await,
-                chunk = chunks.recv() => match chunk {
-                    Some(chunk) => {
-                        let config = &self.partition.config;
-                        let batch = Batch::gather(chunk, &mut chunks, config);
-                        self.take(batch, stop).await
-                    }
-                    None => break,
+                taken = queue.next(&self.partition.config, events_max) => match taken {
+                    Taken::Batch(batch, folded) => self.take(batch, folded, &mut queue, stop).await,
+                    Taken::Ended => break,
+                    Taken::Lost => Err(Left::Displaced),
                 },
             };
             match step {
@@ -245,7 +263,13 @@ impl Running {
         self.announce(self.watermark, &BTreeSet::new()).await;
     }
 
-    async fn take(&mut self, mut batch: Batch, stop: &CancellationToken) -> Result<(), Left> {
+    async fn take(
+        &mut self,
+        mut batch: Batch,
+        folded: Option<Box<Plan>>,
+        queue: &mut Queue,
+        stop: &CancellationToken,
+    ) -> Result<(), Left> {
         if batch.through.position <= self.watermark {
             return Ok(());
         }
@@ -255,7 +279,7 @@ impl Running {
             self.read_past(&batch).await;
             Ok(())
         } else {
-            self.apply(batch, stop).await
+            self.apply(batch, folded, queue, stop).await
         }
     }
 
@@ -296,7 +320,9 @@ impl Running {
                 Ok(())
             }
             // A checkpoint that moves alone meets neither gap nor sum.
-            Err(Failed::Displaced | Failed::Gaps(_) | Failed::TooMuch) => Err(Left::Displaced),
+            Err(Failed::Displaced | Failed::Gaps(_) | Failed::TooMuch | Failed::Stale) => {
+                Err(Left::Displaced)
+            }
         }
     }
 
@@ -312,13 +338,29 @@ impl Running {
     }
 
     /// Applies a batch, however often it takes.
-    async fn apply(&mut self, batch: Batch, stop: &CancellationToken) -> Result<(), Left> {
+    async fn apply(
+        &mut self,
+        batch: Batch,
+        mut folded: Option<Box<Plan>>,
+        queue: &mut Queue,
+        stop: &CancellationToken,
+    ) -> Result<(), Left> {
         let mut parts = vec![batch];
         while let Some(part) = parts.pop() {
-            match self.apply_at_once(&part, stop).await? {
+            let events_max = self.size.get();
+            if events_max < part.events.len() {
+                folded = None;
+                let (first, rest) = part.cut(events_max);
+                parts.extend([rest, first]);
+                continue;
+            }
+            let next = parts.is_empty().then_some(&mut *queue);
+            match self.apply_at_once(&part, folded.take(), next, stop).await? {
                 Applied::Committed => {}
                 Applied::NotAtOnce => {
-                    let (half, rest) = part.halved();
+                    queue.throw_away();
+                    let half_count = part.events.len() / 2;
+                    let (half, rest) = part.cut(half_count);
                     parts.extend([rest, half]);
                 }
             }
@@ -331,6 +373,8 @@ impl Running {
     async fn apply_at_once(
         &mut self,
         batch: &Batch,
+        mut folded: Option<Box<Plan>>,
+        mut queue: Option<&mut Queue>,
         stop: &CancellationToken,
     ) -> Result<Applied, Left> {
         let config = self.partition.config;
@@ -342,15 +386,21 @@ impl Running {
             };
             let began = Instant::now();
             let patience = (stop, self.partition.drain_max);
-            let attempt = self.attempt(batch, &findings);
-            let error = match bounded_until(config.attempt_timeout, patience, attempt).await {
+            let attempt = self.attempt(batch, &findings, folded.take(), queue.as_deref_mut());
+            let attempt = Box::pin(attempt);
+            let tried = bounded_until(config.attempt_timeout, patience, attempt).await;
+            if let (Err(_), Some(queue)) = (&tried, &mut queue) {
+                queue.throw_away();
+            }
+            let error = match tried {
                 Ok(plan) => {
-                    self.committed(batch, plan, began).await;
+                    self.committed(batch, &plan, began).await;
                     return Ok(Applied::Committed);
                 }
                 Err(Failed::Displaced) => return Err(Left::Displaced),
                 Err(Failed::Tripped(trip)) => return Err(Left::Tripped(trip)),
                 Err(Failed::TooMuch) => return Ok(Applied::NotAtOnce),
+                Err(Failed::Stale) => continue,
                 Err(Failed::Gaps(gaps)) => {
                     // Others may write while the log is asked.
                     drop(turn);
@@ -432,7 +482,13 @@ impl Running {
     }
 
     /// One try: lock, read, decide, write, commit.
-    async fn attempt(&self, batch: &Batch, findings: &Findings) -> Result<Plan, Failed> {
+    async fn attempt(
+        &self,
+        batch: &Batch,
+        findings: &Findings,
+        folded: Option<Box<Plan>>,
+        queue: Option<&mut Queue>,
+    ) -> Result<Box<Plan>, Failed> {
         let Partition { key, definition, held, pool, config, .. } = &self.partition;
         let mut attempt = Attempt::begin(pool).await?;
         let mut transaction = attempt.connection().begin().await?;
@@ -444,9 +500,13 @@ impl Running {
             self.explain(&mut attempt, through).await?;
             let plan = self.plan(&mut attempt, batch, findings).await?;
             attempt.finish();
-            return Ok(plan);
+            return Ok(Box::new(plan));
         }
-        let plan = self.plan(&mut transaction, batch, findings).await?;
+        let is_folded = folded.is_some();
+        let plan = match folded {
+            Some(plan) => self.still_open(&mut transaction, batch, plan).await?,
+            None => Box::new(self.plan(&mut transaction, batch, findings).await?),
+        };
         if let Some(failed) = reconsider(&plan, batch, findings) {
             transaction.rollback().await?;
             attempt.finish();
@@ -458,14 +518,39 @@ impl Running {
             attempt.finish();
             return Err(Failed::Tripped(trip));
         }
+        if let Some(queue) = queue {
+            queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
+        }
         if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
             transaction.rollback().await?;
+            if is_folded {
+                return Err(Failed::Stale);
+            }
             tracing::warn!(partition = self.name, "states are not as they were read");
             return Err(Failed::Displaced);
         }
         transaction.commit().await?;
         attempt.finish();
         Ok(plan)
+    }
+
+    /// What was folded ahead, unless an aggregate of it is parked by now.
+    async fn still_open(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        folded: Box<Plan>,
+    ) -> Result<Box<Plan>, Failed> {
+        let Partition { key, definition, telemetry, .. } = &self.partition;
+        let ids: BTreeSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
+        let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
+        let kind = definition.aggregate_type().as_str();
+        if parking::parked(connection, key, kind, &ids).await?.is_empty() {
+            telemetry.folded_ahead(key);
+            Ok(folded)
+        } else {
+            Err(Failed::Stale)
+        }
     }
 
     async fn plan(
@@ -492,8 +577,9 @@ impl Running {
         if stored.contains(&Held { mark: to, ..*held }) { Ok(()) } else { Err(Failed::Displaced) }
     }
 
-    async fn committed(&mut self, batch: &Batch, plan: Plan, began: Instant) {
+    async fn committed(&mut self, batch: &Batch, plan: &Plan, began: Instant) {
         let from = self.watermark;
+        self.size.committed(batch.events.len(), began.elapsed());
         self.stored(batch.through, batch.committed_at);
         let (version, partition) = (&self.partition.key, self.partition.held.partition);
         let committed = batch.through.position.get();

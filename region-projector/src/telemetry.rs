@@ -22,6 +22,8 @@ const EVENTS: &str = "tidemark.projection.events";
 const BATCH_DURATION: &str = "tidemark.projection.batch.duration";
 /// Attempts that failed and were made again.
 const RETRIES: &str = "tidemark.projection.retries";
+/// Batches that were folded while the one before was committed.
+const FOLDED_AHEAD: &str = "tidemark.projection.folded_ahead";
 /// Aggregates that were parked.
 const PARKED: &str = "tidemark.projection.parkings";
 /// Whether a version has stopped since too much would be parked: 1, or 0 once it went on.
@@ -122,6 +124,7 @@ pub struct Telemetry {
     events: Counter<u64>,
     batch_duration: Histogram<f64>,
     retries: Counter<u64>,
+    folded_ahead: Counter<u64>,
     parked: Counter<u64>,
     stopped: Gauge<u64>,
     fetched: Counter<u64>,
@@ -139,6 +142,7 @@ impl Telemetry {
             events: meter.u64_counter(EVENTS).build(),
             batch_duration: meter.f64_histogram(BATCH_DURATION).with_unit("s").build(),
             retries: meter.u64_counter(RETRIES).build(),
+            folded_ahead: meter.u64_counter(FOLDED_AHEAD).build(),
             parked: meter.u64_counter(PARKED).build(),
             stopped: meter.u64_gauge(STOPPED).build(),
             fetched: meter.u64_counter(FETCHED).build(),
@@ -189,6 +193,11 @@ impl Telemetry {
     pub fn retried(&self, key: &VersionKey, reason: &'static str) {
         let [projection, version] = of_version(key);
         self.retries.add(1, &[projection, version, KeyValue::new(LABEL_REASON, reason)]);
+    }
+
+    /// A batch that was folded ahead is applied as it is.
+    pub fn folded_ahead(&self, key: &VersionKey) {
+        self.folded_ahead.add(1, &of_version(key));
     }
 
     /// An aggregate was parked; `reason` is out of a closed set.

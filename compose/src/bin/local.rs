@@ -140,6 +140,9 @@ async fn stay(stack: &Stack, addresses_file: Option<&PathBuf>) -> anyhow::Result
     );
     println!("curl -si {europe}/v1/currency");
     println!("curl -si {}/proxies/events-eu-west -d '{{\"enabled\":false}}'", addresses.proxy);
+    let config = addresses.folder.join("eu-west/region-projector.toml");
+    let projector = std::env::current_exe()?.with_file_name("region-projector");
+    println!("{} --config {} status", projector.display(), config.display());
     println!("\nCtrl-C stops everything");
     loop {
         if let Some(fallen) = stack.fallen() {

@@ -47,7 +47,6 @@ pub(super) struct Board {
     waiters: Waiters,
     /// Counts announcements, so that an older snapshot is told from a newer one.
     moment: u64,
-    heard_at: Option<Instant>,
     pace: Pace,
 }
 
@@ -56,6 +55,7 @@ struct Mark {
     checkpoint: Option<LogPosition>,
     proof: Option<IdleProof>,
     changed: u64,
+    heard_at: Option<Instant>,
 }
 
 impl Mark {
@@ -72,7 +72,6 @@ impl Board {
             marks: Vec::new(),
             waiters: Waiters::default(),
             moment: 0,
-            heard_at: None,
             pace: Pace::default(),
         }
     }
@@ -118,8 +117,10 @@ impl Board {
         self.waiters.count()
     }
 
+    /// How long the most silent partition has been: each may be announced by another process.
     pub(super) fn silent_for(&self, now: Instant) -> Duration {
-        self.heard_at.map_or(Duration::MAX, |heard| now.duration_since(heard))
+        let heard = self.marks.iter().map(|mark| mark.heard_at).min().flatten();
+        heard.map_or(Duration::MAX, |heard| now.duration_since(heard))
     }
 
     pub(super) fn heard(&mut self, said: &Announcement, now: Instant) -> Vec<oneshot::Sender<()>> {
@@ -131,7 +132,7 @@ impl Board {
             return Vec::new();
         };
         self.moment += 1;
-        self.heard_at = Some(now);
+        mark.heard_at = Some(now);
         let proof = said.proof();
         mark.changed = self.moment;
         mark.checkpoint = mark.checkpoint.max(Some(proof.stored));

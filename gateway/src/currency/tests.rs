@@ -130,3 +130,23 @@ fn hints_of_a_version_that_is_not_read_say_nothing() {
     assert_eq!(reached(&currency, Partitions::One(0)), Some(at(3)));
     assert_eq!(reached(&currency, Partitions::All), None, "partition 1 is unknown");
 }
+
+#[tokio::test]
+async fn one_partition_that_falls_silent_is_polled_for_though_others_speak() {
+    let currency = currency(10, &[1, 1]);
+    let silence_max = Duration::from_secs(1);
+    let wants_poll = |after| currency.wants_poll(silence_max, Instant::now() + after);
+    let waiting = tokio::spawn({
+        let currency = Arc::clone(&currency);
+        async move { currency.wait(&name(), Partitions::All, at(9), soon()).await }
+    });
+    while currency.waiter_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    announce(&currency, 0, 2, 2);
+    assert!(wants_poll(Duration::ZERO), "the other has never spoken");
+    announce(&currency, 1, 2, 2);
+    assert!(!wants_poll(Duration::ZERO));
+    assert!(wants_poll(Duration::from_secs(5)), "both are silent");
+    waiting.abort();
+}

@@ -97,6 +97,16 @@ pub struct Plan {
     pub overflowed: bool,
 }
 
+impl Plan {
+    /// Whether every event is applied, or was before.
+    pub fn parks_nothing(&self) -> bool {
+        self.parkings.is_empty()
+            && self.letters.is_empty()
+            && self.gaps.is_empty()
+            && !self.overflowed
+    }
+}
+
 /// Decides what `events`, in log order, do.
 pub fn plan<'a>(
     definition: &ProjectionDefinition,

@@ -8,6 +8,7 @@ mod faults;
 mod gaps;
 mod hot_keys;
 mod letters;
+mod limits;
 mod log;
 mod mirroring;
 mod operating;

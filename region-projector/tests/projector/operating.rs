@@ -67,3 +67,80 @@ async fn an_operator_resumes_what_has_stopped() {
     eventually("it goes on", async || world.count(parked).await == 1).await;
     stop(projector).await;
 }
+
+#[tokio::test]
+async fn status_tells_an_operator_what_every_partition_has_reached_and_who_applies_it() {
+    let world = World::start().await;
+    let process = world.process("tide-1", 600, &[]);
+    world.split_is(&[("tide-1", 8)]).await;
+    let last = world.place(3).await;
+    world.orders_stored(last).await;
+    let unheard = world.log.append_to("order", "o-1", "Unheard", "{}");
+    world.publish(&unheard).await;
+    let last = unheard.at.position;
+    world.orders_stored(last).await;
+
+    let status = world.told_json(&["status", "orders", "--sample-ms", "10"]).await;
+    let partitions = status["partitions"].as_array().unwrap();
+    assert_eq!(partitions.len(), 8);
+    for partition in partitions {
+        assert_eq!(partition["owner"], "tide-1");
+        assert_eq!(partition["position"], last.as_i64());
+        assert_eq!(
+            (&partition["lag_positions"], &partition["lag_seconds"]),
+            (&0.into(), &0.0.into())
+        );
+        assert_eq!(partition["paused"], false);
+    }
+    let parked = partitions.iter().map(|partition| partition["parked_count"].as_i64().unwrap());
+    assert_eq!(parked.sum::<i64>(), 1);
+    assert_eq!(status["head"][1], last.as_i64());
+    let table = world.told(&["status", "--sample-ms", "10"]).await;
+    assert!(table.starts_with("PROJECTION"), "{table}");
+    let rows = table.lines().filter(|line| line.starts_with("orders ")).count();
+    assert_eq!(rows, 8, "{table}");
+    assert!(table.lines().any(|line| line.starts_with("totals-by-day ")), "{table}");
+
+    process.leave().await;
+    let later = world.place(2).await;
+    let idle = world.told_json(&["status", "orders", "--sample-ms", "10"]).await;
+    assert_eq!(idle["partitions"][0]["owner"], Value::Null, "nobody is there");
+    assert!(last < later);
+}
+
+#[tokio::test]
+async fn status_shows_a_lag_while_a_projection_is_paused() {
+    let world = World::start().await;
+    let process = world.process("tide-1", 600, &[]);
+    world.split_is(&[("tide-1", 8)]).await;
+    let first = world.place(1).await;
+    world.orders_stored(first).await;
+    let unknown = world.operate(&["pause", "nothing"]).await;
+    assert!(!unknown.status.success());
+    assert!(world.told(&["pause", "orders"]).await.starts_with("orders is paused since 2"));
+    let totals = "select min(position) from checkpoint where projection = 'totals-by-day'";
+    let last = world.place(5).await;
+    eventually("another projection goes on", async || world.count(totals).await == last.as_i64())
+        .await;
+    let partition = async || {
+        let status = world.told_json(&["status", "orders", "--sample-ms", "10"]).await;
+        status["partitions"][0].clone()
+    };
+    eventually("the head is known", async || partition().await["lag_positions"] == 5).await;
+    let seen = partition().await;
+    assert_eq!((&seen["paused"], &seen["position"]), (&true.into(), &first.as_i64().into()));
+    assert!(world.told(&["status", "--sample-ms", "10"]).await.contains("  paused"));
+
+    // It outlives the process.
+    process.leave().await;
+    let process = world.process("tide-1", 600, &[]);
+    let last = world.place(5).await;
+    eventually("another projection goes on", async || world.count(totals).await == last.as_i64())
+        .await;
+    assert_eq!(world.orders_checkpoints().await, [first.as_i64(); 8]);
+    let resumed = world.told_json(&["resume", "orders"]).await;
+    assert_eq!(resumed[0]["reason"], "paused");
+    world.orders_stored(last).await;
+    world.orders_are_exactly(11).await;
+    process.leave().await;
+}

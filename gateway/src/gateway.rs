@@ -74,7 +74,7 @@ impl Gateway {
         let parsed = |text: &str| Policy::parse(text).unwrap_or_else(|_| Policy::shipped());
         let views = config.views.iter();
         let policies = views.map(|(view, of)| (view.clone(), parsed(&of.policy))).collect();
-        let projections = || domain.projections().iter().map(|known| known.name().clone());
+        let projections = || domain.stored().map(|known| known.name().clone());
         let currency = Currency::new(projections(), config.read.waiters_max);
         let memory = Memory::new(
             projections(),

@@ -4,6 +4,7 @@
 //! prices as they were when its command ran, so that no read ever has to join.
 
 mod customer;
+mod history;
 mod order;
 mod order_command;
 mod product;
@@ -12,10 +13,12 @@ mod totals;
 mod upcast;
 mod view;
 
+use history::Histories;
 use projection::{Domain, DomainBuilder, DomainError, Projection, SearchFields};
 use totals::TotalsBy;
 
 pub use customer::{Customer, CustomerEvent, Customers, RegisterCustomer, RenameCustomer};
+pub use history::{HistoryEntry, OrderHistory};
 pub use order::{Currency, Line, Order, OrderEvent, Orders, Status};
 pub use order_command::{
     AddItem, CancelOrder, DeliverOrder, PlaceOrder, RemoveItem, RequestedItem, ShipOrder,
@@ -32,7 +35,8 @@ const PRODUCT_SEARCH: SearchFields =
 
 /// Aggregate types `order`, `customer` and `product`, their commands, the projection `orders` with
 /// its views `order-detail`, `orders-by-customer` and `orders-by-status`, the rollups
-/// `customer-summary`, `product-stats` and `sales-by-day`, and the search view `product-search`.
+/// `customer-summary`, `product-stats` and `sales-by-day`, the search view `product-search`, and
+/// `order-history`, which is made when it is read.
 pub fn domain() -> Result<Domain, DomainError> {
     let domain = Domain::builder()
         .aggregate("order", Orders)
@@ -61,6 +65,11 @@ pub fn domain() -> Result<Domain, DomainError> {
             Projection::document("products", 1, "product", Products)
                 .search("product-search", PRODUCT_SEARCH)
                 .partitions(2),
+        )
+        .projection(
+            Projection::document("order-history", 1, "order", Histories)
+                .row("order-history")
+                .on_demand(),
         );
     TotalsBy::projections().into_iter().fold(domain, DomainBuilder::projection).build()
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use consistency::{AggregateId, Name, PartitionCount};
 
+use crate::custom::{ErasedCustom, TypedCustom};
 use crate::document::ErasedDocument;
 use crate::fold::TypedFold;
 use crate::rollup::{Column, Combine, ErasedRollup, TypedRollup, TypedSummary};
 use crate::sql::{IDENTIFIER_BYTES_MAX, Statements};
 use crate::{
-    Document, DocumentDefinition, DomainError, Rollup, RollupDefinition, SearchFields, Summary,
-    Upcasters, ViewDefinition, ViewKind,
+    Custom, CustomDefinition, CustomTable, Document, DocumentDefinition, DomainError, Rollup,
+    RollupDefinition, SearchFields, Summary, Upcasters, ViewDefinition, ViewKind,
 };
 
 const PARTITION_COUNT: u16 = 8;
@@ -35,6 +36,7 @@ pub struct Projection {
     partition_count: u16,
     partition_strategy: PartitionStrategy,
     views: Vec<(String, ViewKind)>,
+    is_on_demand: bool,
     rules: Rules,
     mistakes: Vec<String>,
 }
@@ -42,6 +44,7 @@ pub struct Projection {
 enum Rules {
     Document(Arc<dyn ErasedDocument>),
     Rollup(Arc<dyn ErasedRollup>, Vec<Column>),
+    Custom(Arc<dyn ErasedCustom>),
 }
 
 impl Projection {
@@ -90,9 +93,24 @@ impl Projection {
             partition_count: PARTITION_COUNT,
             partition_strategy: by_id,
             views: Vec::new(),
+            is_on_demand: false,
             rules,
             mistakes: Vec::new(),
         }
+    }
+
+    /// Whatever the developer writes when events of one aggregate type happen. It feeds no view of the
+    /// gateway: its tables are read by others, who learn how current they are from its checkpoints.
+    pub fn custom(name: &str, version: u32, aggregate_type: &str, custom: impl Custom) -> Self {
+        let rules = Rules::Custom(Arc::new(TypedCustom(custom)));
+        Self::new(name, version, aggregate_type, rules)
+    }
+
+    /// Stores nothing: its rows are folded from the log at the primary when they are read. For what is
+    /// read seldom, or is too large to be kept everywhere. Only documents with row views can be.
+    pub fn on_demand(mut self) -> Self {
+        self.is_on_demand = true;
+        self
     }
 
     /// Feeds a view of one row an aggregate, keyed by its id.
@@ -146,6 +164,9 @@ impl Projection {
         match self.rules {
             Rules::Document(_) => {}
             Rules::Rollup(..) => self.mistakes.push(format!("a rollup has no view like {view}")),
+            Rules::Custom(_) => {
+                self.mistakes.push(format!("a custom projection has no view {view}"))
+            }
         }
         self.view(view, kind)
     }
@@ -159,6 +180,7 @@ impl Projection {
         match &mut self.rules {
             Rules::Document(_) => self.mistakes.push(format!("a document has no column {name}")),
             Rules::Rollup(_, columns) => columns.push(Column { name, combine }),
+            Rules::Custom(_) => self.mistakes.push(format!("no rollup has column {name}")),
         }
         self
     }
@@ -186,11 +208,16 @@ impl Projection {
         if self.version == 0 || i32::try_from(self.version).is_err() {
             mistakes.push(format!("version {}", self.version));
         }
-        if views.is_empty() {
-            mistakes.push("no view".to_owned());
+        match &self.rules {
+            Rules::Document(_) if views.is_empty() => mistakes.push("no view".to_owned()),
+            Rules::Document(_) | Rules::Custom(_) => {}
+            Rules::Rollup(_, columns) => check_columns(columns, &mut mistakes),
         }
-        if let Rules::Rollup(_, columns) = &self.rules {
-            check_columns(columns, &mut mistakes);
+        if self.is_on_demand && !views.iter().all(|view| view.kind() == ViewKind::Row) {
+            mistakes.push("only rows can be made on demand".to_owned());
+        }
+        if self.is_on_demand && views.is_empty() {
+            mistakes.push("nothing to be made on demand".to_owned());
         }
         let (Some(name), Some(aggregate_type), Some(partition_count), true) =
             (name, aggregate_type, partition_count, mistakes.is_empty())
@@ -207,7 +234,11 @@ impl Projection {
                 views[0].clone(),
                 columns.into(),
             )),
+            Rules::Custom(custom) => ProjectionKind::Custom(CustomDefinition::new(custom)),
         };
+        if let ProjectionKind::Custom(custom) = &kind {
+            check_custom(&name, self.version, custom, &mut mistakes);
+        }
         let statements = Statements::new(&name, self.version, &aggregate_type, &views, &kind);
         check_tables(&statements, &mut mistakes);
         if !mistakes.is_empty() {
@@ -222,6 +253,7 @@ impl Projection {
             partition_count,
             partition_strategy,
             views,
+            is_on_demand: self.is_on_demand,
             kind,
             statements,
         })
@@ -249,6 +281,19 @@ fn check_columns(columns: &[Column], mistakes: &mut Vec<String>) {
     }
 }
 
+/// The tables of a version go with it, so its name is in theirs.
+fn check_custom(name: &Name, version: u32, custom: &CustomDefinition, mistakes: &mut Vec<String>) {
+    let prefix = format!("{name}_v{version}_").replace('-', "_");
+    for CustomTable { name, create } in custom.tables() {
+        if !is_plain(name) || !name.starts_with(&prefix) {
+            mistakes.push(format!("table {name} is not a plain name that begins with {prefix}"));
+        }
+        if !create.contains("create table if not exists") || !create.contains(name) {
+            mistakes.push(format!("table {name} is not created if it does not exist"));
+        }
+    }
+}
+
 fn check_tables(statements: &Statements, mistakes: &mut Vec<String>) {
     let mut seen = BTreeSet::new();
     for table in statements.relations() {
@@ -270,6 +315,7 @@ pub struct ProjectionDefinition {
     partition_count: PartitionCount,
     partition_strategy: PartitionStrategy,
     views: Arc<[ViewDefinition]>,
+    is_on_demand: bool,
     kind: ProjectionKind,
     statements: Arc<Statements>,
 }
@@ -281,6 +327,8 @@ pub enum ProjectionKind {
     Document(DocumentDefinition),
     /// Deltas across aggregates.
     Rollup(RollupDefinition),
+    /// Whatever it writes.
+    Custom(CustomDefinition),
 }
 
 impl ProjectionDefinition {
@@ -319,6 +367,11 @@ impl ProjectionDefinition {
         &self.views
     }
 
+    /// Whether it is stored nowhere, and folded from the log when it is read.
+    pub fn is_on_demand(&self) -> bool {
+        self.is_on_demand
+    }
+
     /// Its rules.
     pub fn kind(&self) -> &ProjectionKind {
         &self.kind
@@ -328,7 +381,7 @@ impl ProjectionDefinition {
     pub fn document(&self) -> Option<&DocumentDefinition> {
         match &self.kind {
             ProjectionKind::Document(document) => Some(document),
-            ProjectionKind::Rollup(_) => None,
+            ProjectionKind::Rollup(_) | ProjectionKind::Custom(_) => None,
         }
     }
 
@@ -341,6 +394,7 @@ impl ProjectionDefinition {
         match &mut self.kind {
             ProjectionKind::Document(document) => document.set_upcasters(Arc::clone(upcasters)),
             ProjectionKind::Rollup(rollup) => rollup.set_upcasters(Arc::clone(upcasters)),
+            ProjectionKind::Custom(custom) => custom.set_upcasters(Arc::clone(upcasters)),
         }
     }
 }

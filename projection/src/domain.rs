@@ -72,6 +72,11 @@ impl Domain {
         &self.projections
     }
 
+    /// Every version of every projection that is stored in regions.
+    pub fn stored(&self) -> impl Iterator<Item = &ProjectionDefinition> {
+        self.projections.iter().filter(|known| !known.is_on_demand())
+    }
+
     /// One version of a projection.
     pub fn projection(&self, name: &str, version: u32) -> Option<&ProjectionDefinition> {
         let is_it = |known: &&ProjectionDefinition| {

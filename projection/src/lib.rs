@@ -2,11 +2,12 @@
 //!
 //! A developer implements [`Fold`] (how an aggregate's state follows from its events), and on top of
 //! it [`Document`] (the rows that a state makes in any number of views) or [`Summary`] (what a state
-//! adds to sums and maxima across aggregates), or, without a state, [`Rollup`] (what an event adds). A [`Command`] decides on new events. [`Domain::builder`]
+//! adds to sums and maxima across aggregates), or, without a state, [`Rollup`] (what an event adds) or
+//! [`Custom`] (what it writes, in whatever tables). A [`Command`] decides on new events. [`Domain::builder`]
 //! checks it all together and erases the types: the services see a [`ProjectionDefinition`] or a
 //! [`CommandDefinition`] and never a domain's own types.
 //!
-//! Nothing here reads a clock or a socket. The engine asks [`DocumentDefinition::apply`] what a run
+//! Nothing here reads a clock or a socket, but what a [`Custom`] does with the transaction it is given. The engine asks [`DocumentDefinition::apply`] what a run
 //! of events changes, gathers the answers into [`Changes`], and binds those to the statements of
 //! [`sql::Statements`].
 //!
@@ -56,12 +57,14 @@
 
 mod change;
 mod command;
+mod custom;
 mod decode;
 mod definition;
 mod document;
 mod domain;
 mod error;
 mod fold;
+mod rehearsal;
 mod rollup;
 pub mod sql;
 mod upcast;
@@ -71,6 +74,7 @@ pub use change::{Changes, ListChanges, RowChanges, StateWrites, ViewChanges};
 pub use command::{
     Command, CommandDefinition, CommandError, Found, NewEventData, Prepared, RuleViolation,
 };
+pub use custom::{Custom, CustomDefinition, CustomError, CustomEvent, CustomTable, Happened};
 pub use definition::{PartitionStrategy, Projection, ProjectionDefinition, ProjectionKind};
 pub use document::{
     Applied, Document, DocumentDefinition, LIST_KEY_BYTES_MAX, ROW_COUNT_MAX, ROWS_BYTES_MAX, Row,
@@ -79,6 +83,7 @@ pub use document::{
 pub use domain::{AggregateDefinition, Domain, DomainBuilder, DomainError};
 pub use error::{ColumnError, FoldError, ProjectionError};
 pub use fold::{Fold, Folded, STATE_BYTES_MAX};
+pub use rehearsal::{Rehearsal, RehearsalError};
 pub use rollup::{Counted, Delta, Deltas, Rollup, RollupChanges, RollupDefinition, Summary};
 pub use upcast::{Upcast, Upcasters};
 pub use view::{SearchFields, ViewDefinition, ViewKind};

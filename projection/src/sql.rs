@@ -170,11 +170,19 @@ impl Statements {
                     )
                 }
                 // Projection::rollup() alone makes rollup views.
-                (ViewKind::Rollup, ProjectionKind::Document(_)) => continue,
+                (ViewKind::Rollup, ProjectionKind::Document(_) | ProjectionKind::Custom(_)) => {
+                    continue;
+                }
             };
             create.push(made);
             statements.push(of_view);
             tables.push(table);
+        }
+        if let ProjectionKind::Custom(custom) = kind {
+            for table in custom.tables() {
+                create.push(table.create.into());
+                tables.push(table.name.to_owned());
+            }
         }
         let quoted: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
         Self {

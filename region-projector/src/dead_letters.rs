@@ -5,6 +5,7 @@
 //! lock the checkpoint of the partition and raise its fence, so that a running projector is displaced
 //! and reads again what is parked, and both end in an announcement that the caller makes.
 
+mod decision;
 mod discard;
 mod newly_known;
 mod retry;
@@ -19,6 +20,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::start::key_of;
 
+pub use decision::{Actor, Decision, decisions};
 pub use discard::{Discarded, discard};
 pub use newly_known::retry_newly_known;
 pub use retry::{Retried, StillParked, retry};

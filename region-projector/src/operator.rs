@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::announce::Announcer;
 use crate::checkpoint::{Held, VersionKey};
 use crate::config::ProjectorConfig;
-use crate::dead_letters::{self, DeadLetterError, ParkedAggregate, Retried};
+use crate::dead_letters::{self, Actor, DeadLetterError, Decision, ParkedAggregate, Retried};
 use crate::start::key_of;
 use crate::status::Status;
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
@@ -64,6 +64,9 @@ pub enum DeadLettersCommand {
         /// Which aggregate.
         #[command(flatten)]
         target: Target,
+        /// Who retries, as the record of decisions names them.
+        #[arg(long, env = "USER", default_value = "unknown")]
+        actor: String,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
@@ -76,6 +79,20 @@ pub enum DeadLettersCommand {
         /// The position of the letter, as `show` prints it: nothing else is discarded.
         #[arg(long)]
         position: u64,
+        /// Who discards, as the record of decisions names them.
+        #[arg(long, env = "USER", default_value = "unknown")]
+        actor: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Who has retried and discarded what, the newest first.
+    History {
+        /// Of this projection only.
+        projection: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
@@ -159,9 +176,14 @@ pub async fn dead_letters(
         DeadLettersCommand::Show { target, limit, json } => {
             operator.show(&target, limit, json).await
         }
-        DeadLettersCommand::Retry { target, json } => operator.retry(&target, json).await,
-        DeadLettersCommand::Discard { target, position, json } => {
-            operator.discard(&target, position, json).await
+        DeadLettersCommand::Retry { target, actor, json } => {
+            operator.retry(&target, &Actor::new(&actor), json).await
+        }
+        DeadLettersCommand::Discard { target, position, actor, json } => {
+            operator.discard(&target, position, &Actor::new(&actor), json).await
+        }
+        DeadLettersCommand::History { projection, limit, json } => {
+            operator.history(projection.as_deref(), limit, json).await
         }
     };
     pool.close().await;
@@ -234,11 +256,55 @@ impl Operator<'_> {
         Ok(Report::done(table.or("no letters")))
     }
 
-    async fn retry(&self, target: &Target, json: bool) -> Result<Report, OperatorError> {
+    async fn history(
+        &self,
+        projection: Option<&str>,
+        limit: u32,
+        json: bool,
+    ) -> Result<Report, OperatorError> {
+        let decisions = dead_letters::decisions(self.pool, projection, limit.into()).await?;
+        if json {
+            return Ok(Report::json(&json!(decisions)));
+        }
+        let mut table = Table::new([
+            "decided at",
+            "actor",
+            "decision",
+            "projection",
+            "version",
+            "aggregate",
+            "position",
+            "letters",
+            "stopped by",
+        ]);
+        for decision in &decisions {
+            let Decision { aggregate_type, aggregate_id, .. } = decision;
+            let position = decision.position.map(|position| position.to_string());
+            table.row([
+                decision.decided_at.as_str(),
+                &decision.actor,
+                &decision.decision,
+                &decision.projection,
+                &decision.version.to_string(),
+                &format!("{aggregate_type}/{aggregate_id}"),
+                &position.unwrap_or_default(),
+                &decision.letter_count.to_string(),
+                decision.stopped_by.as_deref().unwrap_or_default(),
+            ]);
+        }
+        Ok(Report::done(table.or("nothing was decided")))
+    }
+
+    async fn retry(
+        &self,
+        target: &Target,
+        actor: &Actor,
+        json: bool,
+    ) -> Result<Report, OperatorError> {
         let definition = self.definition(target).await?;
         let aggregate = target.aggregate()?;
         let apply = &self.config.apply;
-        let retried = dead_letters::retry(self.pool, definition, &aggregate, apply).await?;
+        let retried = dead_letters::retry(self.pool, definition, &aggregate, apply, actor).await?;
         let Retried { held, applied_count, stopped } = retried;
         self.announce(definition, &held, &aggregate).await?;
         let is_done = stopped.is_none();
@@ -262,13 +328,15 @@ impl Operator<'_> {
         &self,
         target: &Target,
         position: u64,
+        actor: &Actor,
         json: bool,
     ) -> Result<Report, OperatorError> {
         let definition = self.definition(target).await?;
         let aggregate = target.aggregate()?;
         let at = Position::new(position).ok_or(OperatorError::Position(position))?;
         let apply = &self.config.apply;
-        let discarded = dead_letters::discard(self.pool, definition, &aggregate, at, apply).await?;
+        let discarded =
+            dead_letters::discard(self.pool, definition, &aggregate, at, apply, actor).await?;
         self.announce(definition, &discarded.held, &aggregate).await?;
         let (letter, parked_at) = (discarded.letter, discarded.parked_at);
         if json {

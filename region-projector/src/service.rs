@@ -187,7 +187,7 @@ impl Work {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.stream_watch(&history, (stalled, begins)).run(over.clone()));
         let mut pools = Vec::new();
-        for definition in self.domain.projections() {
+        for definition in self.domain.stored() {
             let shared = match self.for_version(definition, &shared) {
                 Ok(shared) => shared,
                 Err(error) => {
@@ -259,7 +259,7 @@ impl Work {
             let partitions = self.config.apply_to(definition.name().as_str()).partitions;
             Share { key: key_of(definition), is_by_hand: partitions.is_some() }
         };
-        let shares = self.domain.projections().iter().map(share).collect();
+        let shares = self.domain.stored().map(share).collect();
         let known = (self.status.clone(), self.health.clone());
         let config = self.config.sharing.clone();
         Ok(Keeper::new(pool, self.name.clone(), config, shares, known))

@@ -111,7 +111,7 @@ pub async fn prepare(
         EpochError::Database(error) => StartError::Database(error),
         EpochError::Disordered | EpochError::Log(_) => StartError::Epochs,
     })?;
-    for definition in domain.projections() {
+    for definition in domain.stored() {
         create(&mut connection, definition, known.current()).await?;
     }
     Ok(known)
@@ -129,7 +129,7 @@ pub fn check_named(config: &ProjectorConfig, domain: &Domain) -> Result<(), Star
         let by_hand = config.apply_to(definition.name().as_str()).partitions;
         by_hand.is_none_or(|named| !named.below(definition.partition_count().get()).is_empty())
     };
-    let is_any = domain.projections().iter().any(is_applied);
+    let is_any = domain.stored().any(is_applied);
     if is_any { Ok(()) } else { Err(StartError::NoPartition) }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 pub const EUROPE: &str = "eu-west";
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn start() -> Stack {
     Box::pin(Stack::start(Plan::default())).await.unwrap()

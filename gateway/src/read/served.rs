@@ -125,7 +125,9 @@ impl Read<'_> {
         let Some(row) = &found.row else { return self.absent() };
         let columns = match snapshot.definition.kind() {
             projection::ProjectionKind::Rollup(rollup) => rollup.column_names().collect(),
-            projection::ProjectionKind::Document(_) => Vec::new(),
+            projection::ProjectionKind::Document(_) | projection::ProjectionKind::Custom(_) => {
+                Vec::new()
+            }
         };
         let data: serde_json::Map<String, serde_json::Value> = columns
             .iter()

@@ -30,6 +30,8 @@ pub struct Target {
     pub view: Name,
     /// Its place among all that the projection feeds.
     pub view_place: ViewPlace,
+    /// Whether its rows are stored nowhere.
+    pub is_on_demand: bool,
     /// The row's or the list's key.
     pub key: String,
     /// What the answer depends on.
@@ -65,6 +67,7 @@ impl Target {
             newest_version: definition.version(),
             view: view.name().clone(),
             view_place: (definition.version(), place),
+            is_on_demand: definition.is_on_demand(),
             key: key.clone(),
             scope,
             question,
@@ -224,6 +227,7 @@ mod tests {
         let hashed = usual.partition_count().partition_of("n-1");
         assert_ne!(hashed, 2, "or the test says nothing");
         let target = Target {
+            is_on_demand: false,
             projection: own.name().clone(),
             newest_version: 1,
             view_place: (1, 0),

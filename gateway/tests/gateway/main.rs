@@ -17,6 +17,7 @@ mod issuer;
 mod lists;
 mod matrix;
 mod memory;
+mod on_demand;
 mod once;
 mod policies;
 mod projector;

@@ -40,7 +40,7 @@ impl Projector {
         let domain = orders::domain().unwrap();
         let definition = domain.projection("orders", 1).unwrap().clone();
         let products = domain.projection("products", 1).unwrap().clone();
-        for known in domain.projections() {
+        for known in domain.stored() {
             for statement in &known.statements().create {
                 sqlx::query(AssertSqlSafe(statement.to_string())).execute(&pool).await.unwrap();
             }

@@ -13,7 +13,7 @@ fn rollup(world: &World, view: &str) -> RollupDefinition {
     assert_eq!(view.kind(), ViewKind::Rollup);
     match definition.kind() {
         ProjectionKind::Rollup(rollup) => rollup.clone(),
-        ProjectionKind::Document(_) => panic!("a rollup"),
+        ProjectionKind::Document(_) | ProjectionKind::Custom(_) => panic!("a rollup"),
     }
 }
 

@@ -4,6 +4,8 @@
 
 mod declaration;
 mod document;
+mod lights;
 mod notes;
 mod postgres;
+mod readme;
 mod summary;

@@ -28,7 +28,7 @@ fn holders() -> RollupDefinition {
         .unwrap();
     match definition.kind() {
         ProjectionKind::Rollup(rollup) => rollup.clone(),
-        ProjectionKind::Document(_) => panic!("a rollup"),
+        ProjectionKind::Document(_) | ProjectionKind::Custom(_) => panic!("a rollup"),
     }
 }
 

@@ -5,6 +5,7 @@ use projection::sql::{RowColumns, StateColumns, ViewStatements};
 use projection::{ProjectionDefinition, RowChanges, StateWrites};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
+use super::decision::{Actor, Outcome, record};
 use super::{DeadLetter, DeadLetterError, event_of, letters, open, park_at, remove, unpark};
 use crate::attempt::bounded;
 use crate::checkpoint::Held;
@@ -36,10 +37,17 @@ pub async fn discard(
     aggregate: &AggregateId,
     position: Position,
     config: &ApplyConfig,
+    actor: &Actor,
 ) -> Result<Discarded, DeadLetterError> {
     let mut connection = pool.acquire().await?;
     let mut transaction = connection.begin().await?;
-    let work = discard_in(&mut transaction, definition, aggregate, position);
+    let work = async {
+        let discarded = discard_in(&mut transaction, definition, aggregate, position).await?;
+        let (letter, is_parked) = (&discarded.letter, discarded.parked_at.is_some());
+        let outcome = Outcome::Discarded { letter, is_parked };
+        record(&mut transaction, actor, &key_of(definition), aggregate, outcome).await?;
+        Ok::<_, DeadLetterError>(discarded)
+    };
     let discarded = bounded(config.attempt_timeout, work).await?;
     transaction.commit().await?;
     tracing::warn!(version = %key_of(definition), %aggregate, %position, "event discarded");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use projection::ProjectionDefinition;
 use sqlx::PgPool;
 
-use super::{DeadLetterError, parked_for, retry};
+use super::{Actor, DeadLetterError, parked_for, retry};
 use crate::announce::Announcer;
 use crate::config::ApplyConfig;
 use crate::health::chain_of;
@@ -26,7 +26,7 @@ pub async fn retry_newly_known(
     let key = key_of(definition);
     let reasons = REASONS.map(str::to_owned);
     for aggregate in parked_for(pool, &key, Some(&reasons)).await? {
-        match retry(pool, definition, &aggregate, config).await {
+        match retry(pool, definition, &aggregate, config, &Actor::projector()).await {
             Ok(retried) => {
                 let (held, at) = (retried.held, retried.held.mark.position);
                 let touched = BTreeSet::from([aggregate.key()]);

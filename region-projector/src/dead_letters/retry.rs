@@ -5,6 +5,7 @@ use projection::ProjectionDefinition;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 
+use super::decision::{Actor, Outcome, record};
 use super::{DeadLetter, DeadLetterError, event_of, letters, open, park_at, remove, unpark};
 use crate::attempt::bounded;
 use crate::checkpoint::{Held, VersionKey};
@@ -44,11 +45,14 @@ pub async fn retry(
     definition: &ProjectionDefinition,
     aggregate: &AggregateId,
     config: &ApplyConfig,
+    actor: &Actor,
 ) -> Result<Retried, DeadLetterError> {
     let mut connection = pool.acquire().await?;
     let mut transaction = connection.begin().await?;
     let held = bounded(config.attempt_timeout, open(&mut transaction, definition, aggregate));
     let held = held.await?;
+    let key = key_of(definition);
+    let first = letters(&mut transaction, &key, aggregate, 1).await?;
     let mut retrying = Retrying { definition, aggregate, held, connection: &mut transaction };
     let mut applied_count = 0;
     let stopped = loop {
@@ -62,8 +66,13 @@ pub async fn retry(
             }
         }
     };
+    let outcome = Outcome::Retried {
+        position: first.first().map(|letter| letter.position),
+        applied_count,
+        stopped_by: stopped.as_ref().map(|stopped| stopped.reason),
+    };
+    record(&mut transaction, actor, &key, aggregate, outcome).await?;
     transaction.commit().await?;
-    let key = key_of(definition);
     match &stopped {
         None => tracing::info!(version = %key, %aggregate, applied_count, "aggregate un-parked"),
         Some(StillParked { position, reason, .. }) => {

@@ -20,6 +20,10 @@ pub fn may_be_too_much(reason: &str) -> bool {
 /// Judges by the class of the SQLSTATE. What is not known is tried again: waiting visibly is better
 /// than parking what is sound.
 pub fn classify(error: &Error) -> Failure {
+    // Nothing was sent: what is to be written cannot be.
+    if matches!(error, Error::Encode(_)) {
+        return Failure::Permanent("refused");
+    }
     let Some(error) = error.as_database_error() else { return Failure::Transient("connection") };
     let code = error.code().unwrap_or_default();
     match code.get(..2) {

@@ -6,8 +6,8 @@ use consistency::{
     Admission, AggregateId, AggregateKey, Event, LogPosition, Position, Version, admit,
 };
 use projection::{
-    Changes, Delta, DocumentDefinition, ProjectionDefinition, ProjectionKind, RollupChanges,
-    RollupDefinition, StateWrites, Stop, StoredState,
+    Changes, CustomDefinition, CustomEvent, Delta, DocumentDefinition, ProjectionDefinition,
+    ProjectionKind, RollupChanges, RollupDefinition, StateWrites, Stop, StoredState,
 };
 
 use crate::health::chain_of;
@@ -75,6 +75,8 @@ pub enum Writes {
     Document(Changes),
     /// Of a rollup.
     Rollup(StateWrites, RollupChanges),
+    /// Of a custom projection: its events, in the order of the log.
+    Custom(StateWrites, Vec<CustomEvent>),
 }
 
 /// Everything that a batch writes besides its checkpoint.
@@ -136,6 +138,10 @@ pub fn plan<'a>(
         ProjectionKind::Rollup(rollup) => {
             let (states, changes) = rollups(rollup, partition, &open, known, &mut sorted);
             Writes::Rollup(states, changes)
+        }
+        ProjectionKind::Custom(custom) => {
+            let (states, events) = customs(custom, partition, &open, known, &mut sorted);
+            Writes::Custom(states, events)
         }
     };
     let Sorted { parkings, letters, duplicate_count, gaps, overflowed } = sorted;
@@ -278,6 +284,47 @@ fn rollups(
             (StateWrites::default(), RollupChanges::default())
         }
     }
+}
+
+fn customs(
+    custom: &CustomDefinition,
+    partition: u16,
+    groups: &[Group<'_>],
+    known: &Known,
+    sorted: &mut Sorted,
+) -> (StateWrites, Vec<CustomEvent>) {
+    let mut states = StateWrites::default();
+    let mut events: Vec<(Position, CustomEvent)> = Vec::new();
+    for group in groups {
+        let before = known.states.get(group.aggregate().id()).unwrap_or(&StoredState::NOTHING);
+        let Admitted { run, gap, duplicate_count } = admitted(before.version(), group.sound());
+        sorted.duplicate_count += duplicate_count;
+        let mut newest = None;
+        let mut poison = None;
+        for place in run {
+            let event = group.events[place];
+            match custom.decode(event) {
+                Ok(decoded) => events.push((event.at.position, decoded)),
+                Err(error) => {
+                    poison = Some((place, error));
+                    break;
+                }
+            }
+            newest = Some(event);
+        }
+        match (poison, gap) {
+            (Some((place, error)), _) => {
+                sorted.park(&group.events[place..], error.kind(), &chain_of(&error));
+            }
+            (None, Some((place, after))) => sorted.park_gap(&group.events[place..], after),
+            (None, None) => sorted.park_refused(group),
+        }
+        if let Some(newest) = newest {
+            note_counted(&mut states, partition, before, (group.events[0], newest), None);
+        }
+    }
+    events.sort_by_key(|(position, _)| *position);
+    (states, events.into_iter().map(|(_, event)| event).collect())
 }
 
 /// The places of the events of a group that follow what is counted, and of the first that leaves a

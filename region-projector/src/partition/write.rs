@@ -8,8 +8,8 @@ use projection::sql::{
     ListStatements, RollupStatements, RowStatements, StateColumns, ViewStatements,
 };
 use projection::{
-    ListChanges, ProjectionDefinition, RollupChanges, RowChanges, StateWrites, StoredState,
-    ViewChanges,
+    CustomError, CustomEvent, ListChanges, ProjectionDefinition, ProjectionKind, RollupChanges,
+    RowChanges, StateWrites, StoredState, ViewChanges,
 };
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -89,8 +89,32 @@ pub async fn write(
                 }
             }
         }
+        Writes::Custom(states, events) => {
+            if !write_states(connection, definition, states).await? {
+                return Ok(false);
+            }
+            write_custom(connection, definition, events).await?;
+        }
     }
     Ok(true)
+}
+
+async fn write_custom(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    events: &[CustomEvent],
+) -> Result<(), sqlx::Error> {
+    let ProjectionKind::Custom(custom) = definition.kind() else {
+        unreachable!("the plan is of the definition's kind")
+    };
+    if events.is_empty() {
+        return Ok(());
+    }
+    custom.apply(connection, events).await.map_err(|error| match error {
+        CustomError::Database(error) => error,
+        // The one error of the database's that is ours to fill, and as permanent.
+        CustomError::Refused(error) => sqlx::Error::Encode(Box::new(error)),
+    })
 }
 
 /// Writes states. `false` when one is not at the version that it was read at.

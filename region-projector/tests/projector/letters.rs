@@ -2,7 +2,7 @@
 
 use consistency::{AggregateId, Name, Position};
 use projection::{Domain, ProjectionDefinition};
-use region_projector::dead_letters::{self, DeadLetterError, Retried};
+use region_projector::dead_letters::{self, Actor, DeadLetterError, Retried};
 
 use crate::tally::{domain, domain_with_totals, newer_domain};
 use crate::world::{World, eventually, stop, tallies};
@@ -17,7 +17,7 @@ fn of<'a>(domain: &'a Domain, projection: &str) -> &'a ProjectionDefinition {
 
 async fn retry(world: &World, domain: &Domain, id: &str) -> Result<Retried, DeadLetterError> {
     let (definition, config) = (of(domain, "tallies"), world.config().apply);
-    dead_letters::retry(&world.pool, definition, &aggregate(id), &config).await
+    dead_letters::retry(&world.pool, definition, &aggregate(id), &config, &Actor::new("ada")).await
 }
 
 async fn discard(
@@ -28,7 +28,15 @@ async fn discard(
 ) -> Result<dead_letters::Discarded, DeadLetterError> {
     let (domain, config) = (domain_with_totals(), world.config().apply);
     let definition = of(&domain, projection);
-    dead_letters::discard(&world.pool, definition, &aggregate(id), position, &config).await
+    dead_letters::discard(
+        &world.pool,
+        definition,
+        &aggregate(id),
+        position,
+        &config,
+        &Actor::new("ada"),
+    )
+    .await
 }
 
 async fn parked(world: &World) -> Vec<(String, i64, String)> {
@@ -63,6 +71,17 @@ async fn a_retry_applies_the_letters_in_order_and_the_running_projector_goes_on(
     assert_eq!(world.count("select count(*) from dead_letter").await, 0);
     world.stored(world.add("a", 4).await).await;
     assert_eq!(world.tally("a").await, Some((20, 5)), "its memory of the parked is not used");
+    let decisions = dead_letters::decisions(&world.pool, Some("tallies"), 10).await.unwrap();
+    let decided = |decision: &dead_letters::Decision| {
+        (
+            decision.actor.clone(),
+            decision.decision.clone(),
+            decision.position,
+            decision.letter_count,
+        )
+    };
+    let expected = ("ada".to_owned(), "retry".to_owned(), Some(2), 3);
+    assert_eq!(decisions.iter().map(decided).collect::<Vec<_>>(), [expected]);
     let again = retry(&world, &newer_domain(), "a").await;
     assert!(matches!(again, Err(DeadLetterError::NotParked { .. })), "{again:?}");
     stop(projector).await;
@@ -128,8 +147,14 @@ async fn more_letters_than_a_page_are_retried_in_one_transaction() {
     let mut config = world.config().apply;
     config.batch_events_max = 2;
     let newer = newer_domain();
-    let retried =
-        dead_letters::retry(&world.pool, of(&newer, "tallies"), &aggregate("a"), &config).await;
+    let retried = dead_letters::retry(
+        &world.pool,
+        of(&newer, "tallies"),
+        &aggregate("a"),
+        &config,
+        &Actor::new("ada"),
+    )
+    .await;
     let retried = retried.unwrap();
     assert_eq!((retried.applied_count, retried.stopped.unwrap().position), (7, unheard));
     assert_eq!(world.tally("a").await, Some((19, 7)));
@@ -150,6 +175,10 @@ async fn a_discarded_event_leaves_no_gap_behind() {
     let discarded = discard(&world, "tallies", "a", poison).await.unwrap();
     assert_eq!(discarded.parked_at, Some(later));
     assert_eq!(discarded.letter.data, r#"{"n":13}"#);
+    let decided = dead_letters::decisions(&world.pool, None, 1).await.unwrap().remove(0);
+    assert_eq!((decided.actor.as_str(), decided.decision.as_str()), ("ada", "discard"));
+    assert_eq!(decided.stopped_by.as_deref(), Some("waiting"));
+    assert_eq!(decided.data.as_deref(), Some(r#"{"n":13}"#), "what was given up is not lost");
     assert_eq!(world.tally("a").await, Some((1, 2)), "counted as read, not folded");
     let row = "select position from tallies_v1_tally where aggregate_id = 'a'";
     assert_eq!(world.count(row).await, poison.as_i64());
@@ -185,7 +214,9 @@ async fn a_rollup_goes_on_past_a_discarded_event() {
     discard(&world, "totals", "a", poison).await.unwrap();
     let (domain, config) = (domain_with_totals(), world.config().apply);
     let totals = of(&domain, "totals");
-    let retried = dead_letters::retry(&world.pool, totals, &aggregate("a"), &config).await;
+    let retried =
+        dead_letters::retry(&world.pool, totals, &aggregate("a"), &config, &Actor::new("ada"))
+            .await;
     assert_eq!(retried.unwrap().stopped, None);
     assert_eq!(world.count("select sum(total)::bigint from totals_v1_total").await, 6);
     world.add("a", 4).await;
@@ -208,7 +239,10 @@ async fn a_sum_that_overflows_loses_nothing_of_an_aggregate_that_is_poison_as_we
     eventually("every event is somewhere", async || world.count(accounted_for).await == 3).await;
     let (domain, config) = (domain_with_totals(), world.config().apply);
     let totals = of(&domain, "totals");
-    let retried = dead_letters::retry(&world.pool, totals, &aggregate("a"), &config).await.unwrap();
+    let retried =
+        dead_letters::retry(&world.pool, totals, &aggregate("a"), &config, &Actor::new("ada"))
+            .await
+            .unwrap();
     assert_eq!(retried.stopped.unwrap().position, second);
     let total = "select sum(total)::bigint from totals_v1_total";
     assert_eq!(world.count(total).await, i64::MAX);

@@ -20,7 +20,9 @@ use process::{
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::{events::EventsConfig, gather::GatherBounds, proxied::RouteConfig};
+use crate::{
+    currency::WaiterBounds, events::EventsConfig, gather::GatherBounds, proxied::RouteConfig,
+};
 
 pub use crate::auth::{AuthConfig, AuthMode, JwtConfig, TrustedHeaderConfig};
 pub use crate::cors::CorsConfig;
@@ -264,6 +266,10 @@ pub struct ReadConfig {
     pub wait_max: Period,
     /// Reads that wait at once; further ones are refused as `waiters-full`.
     pub waiters_max: usize,
+    /// Of them those of one caller who is known by a name; further ones are refused as `rate-limited`.
+    pub waiters_per_caller_max: usize,
+    /// Reads that go on at once when a commit releases many.
+    pub released_max: usize,
     /// Reads that query the database at once; the others stand in line.
     pub queries_max: usize,
     /// Whether reads of rows of one view that come while others are asked for are asked for together.
@@ -302,6 +308,8 @@ impl Default for ReadConfig {
         Self {
             wait_max: Period::from_secs(5),
             waiters_max: 50_000,
+            waiters_per_caller_max: 1000,
+            released_max: 512,
             queries_max: 64,
             gather: true,
             gather_queries_max: 2,
@@ -333,6 +341,17 @@ pub struct FoldConfig {
 impl Default for FoldConfig {
     fn default() -> Self {
         Self { snapshot_events: 500 }
+    }
+}
+
+impl ReadConfig {
+    /// How many reads may wait, and go on.
+    pub fn waiter_bounds(&self) -> WaiterBounds {
+        WaiterBounds {
+            waiters_max: self.waiters_max,
+            per_caller_max: self.waiters_per_caller_max,
+            released_max: self.released_max,
+        }
     }
 }
 
@@ -461,6 +480,8 @@ impl GatewayConfig {
                 "listen.limits.answer_stall_max",
             ),
             (self.read.waiters_max, "read.waiters_max"),
+            (self.read.waiters_per_caller_max, "read.waiters_per_caller_max"),
+            (self.read.released_max, "read.released_max"),
             (self.read.queries_max, "read.queries_max"),
             (self.read.gather_queries_max, "read.gather_queries_max"),
             (self.read.gather_keys_max, "read.gather_keys_max"),

@@ -7,24 +7,24 @@
 mod board;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use consistency::{Announcement, LogPosition, Name};
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 pub use board::{Observation, Partitions, Standing};
 
 use self::board::Board;
-use crate::waiters::WaiterKey;
+use crate::{
+    turns::{Turn, Turns},
+    waiters::WaiterKey,
+};
 
 /// The currency of a region.
 #[derive(Debug)]
@@ -32,7 +32,11 @@ pub struct Currency {
     boards: BTreeMap<Name, Mutex<Board>>,
     head: Mutex<LogPosition>,
     waiter_count: AtomicUsize,
-    waiters_max: usize,
+    /// How many of them each caller has who is known by a name. Nobody who has none is in it.
+    callers: Mutex<HashMap<Arc<str>, usize>>,
+    bounds: WaiterBounds,
+    turns: Turns,
+    draining: AtomicBool,
     changes: watch::Sender<()>,
     expecting_count: Arc<AtomicUsize>,
 }
@@ -47,22 +51,41 @@ impl Drop for Expecting {
     }
 }
 
-/// As many reads wait as may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WaitersFull;
+/// How many may wait, and go on.
+#[derive(Debug, Clone, Copy)]
+pub struct WaiterBounds {
+    /// Reads that wait at once.
+    pub waiters_max: usize,
+    /// Of them those of one caller who is known by a name.
+    pub per_caller_max: usize,
+    /// Released reads that go on at once.
+    pub released_max: usize,
+}
+
+/// Why a read may not wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WaitRefused {
+    /// As many reads wait as may.
+    #[error("as many reads wait as may")]
+    Full,
+    /// As many reads of this caller wait as may.
+    #[error("as many reads of one caller wait as may")]
+    CallerFull,
+}
 
 /// How a wait ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Waited {
-    /// The watermark is there.
-    Satisfied,
-    /// The time is over.
+    /// The watermark is there. Who was released among many holds its turn until it is done; who came
+    /// when it was there already has none.
+    Satisfied(Option<Turn>),
+    /// The time is over, or the process is ending.
     TimedOut,
 }
 
 impl Currency {
     /// Knows nothing yet of these projections.
-    pub fn new(projections: impl IntoIterator<Item = Name>, waiters_max: usize) -> Self {
+    pub fn new(projections: impl IntoIterator<Item = Name>, bounds: WaiterBounds) -> Self {
         let now = Instant::now();
         let boards =
             projections.into_iter().map(|name| (name, Mutex::new(Board::new(now)))).collect();
@@ -70,7 +93,10 @@ impl Currency {
             boards,
             head: Mutex::new(LogPosition::ORIGIN),
             waiter_count: AtomicUsize::new(0),
-            waiters_max,
+            callers: Mutex::default(),
+            bounds,
+            turns: Turns::new(bounds.released_max),
+            draining: AtomicBool::new(false),
             changes: watch::Sender::new(()),
             expecting_count: Arc::default(),
         }
@@ -154,7 +180,7 @@ impl Currency {
         if self.boards.contains_key(&said.projection) && said.is_coherent() {
             self.saw_head(LogPosition::new(said.epoch, said.head));
             let released = self.with(&said.projection, |board| board.heard(said, now));
-            wake(released);
+            self.turns.release(released);
             self.tell();
         }
     }
@@ -169,7 +195,7 @@ impl Currency {
             let released = board.observed(seen, now);
             (released, before != standing(board))
         });
-        wake(released);
+        self.turns.release(released);
         if moved {
             self.tell();
         }
@@ -219,19 +245,32 @@ impl Currency {
         partitions: Partitions,
         at: LogPosition,
         until: Instant,
-    ) -> Result<Waited, WaitersFull> {
+        caller: Option<&str>,
+    ) -> Result<Waited, WaitRefused> {
         let registered = self.with(projection, |board| board.register(partitions, at));
-        let Some((key, released)) = registered else { return Ok(Waited::Satisfied) };
+        let Some((key, released)) = registered else { return Ok(Waited::Satisfied(None)) };
         // Leaves the set when it is dropped, on every way out of here.
-        let waiter = Waiter::new(self, projection, partitions, key)?;
+        let mut waiter = Waiter::new(self, projection, partitions, key, caller)?;
+        if self.draining.load(Ordering::SeqCst) {
+            return Ok(Waited::TimedOut);
+        }
         let waited = tokio::select! {
             biased;
             // Both at once counts as satisfied.
-            released = released => if released.is_ok() { Waited::Satisfied } else { Waited::TimedOut },
-            () = tokio::time::sleep_until(until) => Waited::TimedOut,
+            turn = released => turn.map_or(Waited::TimedOut, |turn| Waited::Satisfied(Some(turn))),
+            // Who was released and has not had its turn yet goes without.
+            () = tokio::time::sleep_until(until) => {
+                if waiter.leave() { Waited::TimedOut } else { Waited::Satisfied(None) }
+            }
         };
-        drop(waiter);
         Ok(waited)
+    }
+
+    /// Ends all waits, and those that begin from now on, as if their time were over.
+    pub fn drain(&self) {
+        // Before the sets are emptied: who registers after that sees it.
+        self.draining.store(true, Ordering::SeqCst);
+        self.boards.keys().for_each(|name| self.with(name, Board::give_up));
     }
 
     fn with<T>(&self, projection: &Name, act: impl FnOnce(&mut Board) -> T) -> T {
@@ -240,19 +279,12 @@ impl Currency {
     }
 }
 
-/// Releases outside of the lock.
-fn wake(released: Vec<oneshot::Sender<()>>) {
-    for waiter in released {
-        // Who hung up meanwhile does not miss it.
-        let _ = waiter.send(());
-    }
-}
-
 struct Waiter<'a> {
     currency: &'a Currency,
     projection: &'a Name,
     partitions: Partitions,
     key: WaiterKey,
+    caller: Option<Arc<str>>,
 }
 
 impl<'a> Waiter<'a> {
@@ -261,17 +293,60 @@ impl<'a> Waiter<'a> {
         projection: &'a Name,
         partitions: Partitions,
         key: WaiterKey,
-    ) -> Result<Self, WaitersFull> {
+        caller: Option<&str>,
+    ) -> Result<Self, WaitRefused> {
         let before = currency.waiter_count.fetch_add(1, Ordering::Relaxed);
-        let waiter = Self { currency, projection, partitions, key };
-        if before < currency.waiters_max { Ok(waiter) } else { Err(WaitersFull) }
+        let mut waiter = Self { currency, projection, partitions, key, caller: None };
+        if currency.bounds.waiters_max <= before {
+            return Err(WaitRefused::Full);
+        }
+        if let Some(name) = caller {
+            waiter.caller = Some(currency.admit(name)?);
+        }
+        Ok(waiter)
+    }
+
+    /// `false` when it was released already.
+    fn leave(&mut self) -> bool {
+        self.currency.with(self.projection, |board| board.leave(self.partitions, self.key))
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.currency.with(self.projection, |board| board.leave(self.partitions, self.key));
+        self.leave();
         self.currency.waiter_count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(caller) = &self.caller {
+            self.currency.dismiss(caller);
+        }
+    }
+}
+
+impl Currency {
+    fn admit(&self, name: &str) -> Result<Arc<str>, WaitRefused> {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, _)) = callers.get_key_value(name) {
+            let known = Arc::clone(known);
+            let count = callers.entry(Arc::clone(&known)).or_default();
+            if self.bounds.per_caller_max <= *count {
+                return Err(WaitRefused::CallerFull);
+            }
+            *count += 1;
+            return Ok(known);
+        }
+        let name: Arc<str> = name.into();
+        callers.insert(Arc::clone(&name), 1);
+        Ok(name)
+    }
+
+    fn dismiss(&self, name: &str) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = callers.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                callers.remove(name);
+            }
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use consistency::{LogPosition, Name, Token, Version};
 
+use crate::currency::WaitRefused;
+
 /// Why a request is not answered as it wished.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -141,6 +143,15 @@ impl std::fmt::Display for Challenge {
             Self::Bearer(None) => f.write_str("a bearer token is needed"),
             Self::Bearer(Some(why)) => write!(f, "the bearer token is not taken, {why}"),
             Self::Balancer => f.write_str("the load balancer in front did not say who asks"),
+        }
+    }
+}
+
+impl From<WaitRefused> for Error {
+    fn from(refused: WaitRefused) -> Self {
+        match refused {
+            WaitRefused::Full => Self::WaitersFull,
+            WaitRefused::CallerFull => Self::RateLimited { retry_after_ms: 1000 },
         }
     }
 }

@@ -75,7 +75,7 @@ impl Gateway {
         let views = config.views.iter();
         let policies = views.map(|(view, of)| (view.clone(), parsed(&of.policy))).collect();
         let projections = || domain.stored().map(|known| known.name().clone());
-        let currency = Currency::new(projections(), config.read.waiters_max);
+        let currency = Currency::new(projections(), config.read.waiter_bounds());
         let memory = Memory::new(
             projections(),
             config.read.memory_bytes_max,

@@ -43,6 +43,7 @@ mod status;
 mod telemetry;
 mod token_carrier;
 mod trace;
+mod turns;
 mod upstream;
 mod waiters;
 mod write;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     answer::{Answer, read_of},
-    currency::{Partitions, Waited, WaitersFull},
+    currency::{Partitions, Waited},
     epochs,
     error::{Error, Lag},
     forward::{self, Fallback},
@@ -256,17 +256,19 @@ impl Read<'_> {
         let satisfied = loop {
             let at = self.awaited(&facts);
             let (currency, projection) = (&self.gateway.currency, &self.target.projection);
-            let waited = currency.wait(projection, self.partitions(), at, until).await;
-            match waited.map_err(|WaitersFull| Error::WaitersFull)? {
+            let (partitions, caller) = (self.partitions(), self.call.caller.name());
+            match currency.wait(projection, partitions, at, until, caller).await? {
                 Waited::TimedOut => {
                     facts = Facts::behind();
                     break false;
                 }
-                Waited::Satisfied => {
+                Waited::Satisfied(turn) => {
                     facts = match self.recall() {
                         Some(kept) => kept,
                         None => self.look().await,
                     };
+                    // It is the next one's.
+                    drop(turn);
                 }
             }
             // Memory was ahead of the database: it knows better now, and there is time left.

@@ -265,6 +265,8 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
     let drain = tokio::spawn(async move {
         asked.cancelled().await;
         listened.listeners.end();
+        // What they wait for may take longer than there is left: the next step of their chain will do.
+        listened.currency.drain();
         draining.set("draining", Condition::NotReady("shutting down".to_owned()));
     });
     let doorkeeping = doors.keep_fresh(&readiness, &background);

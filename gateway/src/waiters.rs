@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use consistency::LogPosition;
 use tokio::sync::oneshot;
 
+use crate::turns::{Release, Turn};
+
 /// Names one waiter; its position first, so that a range of waiters is a range of positions.
 pub type WaiterKey = (LogPosition, u64);
 
 /// The waiters of one projection: those for one partition each, and those for all of them.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    partitions: Vec<BTreeMap<WaiterKey, oneshot::Sender<()>>>,
-    everything: BTreeMap<WaiterKey, oneshot::Sender<()>>,
+    partitions: Vec<BTreeMap<WaiterKey, Release>>,
+    everything: BTreeMap<WaiterKey, Release>,
     next_id: u64,
 }
 
@@ -22,7 +24,7 @@ impl Waiters {
         &mut self,
         partition: Option<u16>,
         at: LogPosition,
-    ) -> (WaiterKey, oneshot::Receiver<()>) {
+    ) -> (WaiterKey, oneshot::Receiver<Turn>) {
         let (sender, receiver) = oneshot::channel();
         self.next_id += 1;
         let key = (at, self.next_id);
@@ -30,9 +32,15 @@ impl Waiters {
         (key, receiver)
     }
 
-    /// Takes one out that gave up. One that was released already is not there any more.
-    pub fn remove(&mut self, partition: Option<u16>, key: WaiterKey) {
-        self.set(partition).remove(&key);
+    /// Takes one out that gave up. `false` when it was released already.
+    pub fn remove(&mut self, partition: Option<u16>, key: WaiterKey) -> bool {
+        self.set(partition).remove(&key).is_some()
+    }
+
+    /// Takes all of them out. They learn that nobody will release them.
+    pub fn give_up(&mut self) {
+        self.everything.clear();
+        self.partitions.clear();
     }
 
     /// Takes out exactly those who are satisfied by a watermark.
@@ -40,7 +48,7 @@ impl Waiters {
         &mut self,
         partition: Option<u16>,
         mark: LogPosition,
-    ) -> BTreeMap<WaiterKey, oneshot::Sender<()>> {
+    ) -> BTreeMap<WaiterKey, Release> {
         let set = self.set(partition);
         let unsatisfied = set.split_off(&(mark, u64::MAX));
         std::mem::replace(set, unsatisfied)
@@ -51,7 +59,7 @@ impl Waiters {
         self.everything.len() + self.partitions.iter().map(BTreeMap::len).sum::<usize>()
     }
 
-    fn set(&mut self, partition: Option<u16>) -> &mut BTreeMap<WaiterKey, oneshot::Sender<()>> {
+    fn set(&mut self, partition: Option<u16>) -> &mut BTreeMap<WaiterKey, Release> {
         match partition {
             None => &mut self.everything,
             Some(partition) => {

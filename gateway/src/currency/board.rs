@@ -5,7 +5,10 @@ use std::time::Duration;
 use consistency::{Announcement, IdleProof, LogPosition, Pace, Position, watermark};
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::waiters::{WaiterKey, Waiters};
+use crate::{
+    turns::{Release, Turn},
+    waiters::{WaiterKey, Waiters},
+};
 
 /// Which partitions matter to a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +126,7 @@ impl Board {
         heard.map_or(Duration::MAX, |heard| now.duration_since(heard))
     }
 
-    pub(super) fn heard(&mut self, said: &Announcement, now: Instant) -> Vec<oneshot::Sender<()>> {
+    pub(super) fn heard(&mut self, said: &Announcement, now: Instant) -> Vec<Release> {
         // What another version did says nothing about the tables that are read.
         if self.version != Some(said.version) || !said.is_coherent() {
             return Vec::new();
@@ -143,11 +146,7 @@ impl Board {
         self.release(said.partition, now)
     }
 
-    pub(super) fn observed(
-        &mut self,
-        seen: &Observation,
-        now: Instant,
-    ) -> Vec<oneshot::Sender<()>> {
+    pub(super) fn observed(&mut self, seen: &Observation, now: Instant) -> Vec<Release> {
         if self.version != Some(seen.version) {
             let count = usize::from(seen.partition_count);
             self.version = Some(seen.version);
@@ -185,15 +184,20 @@ impl Board {
         &mut self,
         partitions: Partitions,
         at: LogPosition,
-    ) -> Option<(WaiterKey, oneshot::Receiver<()>)> {
+    ) -> Option<(WaiterKey, oneshot::Receiver<Turn>)> {
         if self.reached(partitions).is_some_and(|reached| at <= reached) {
             return None;
         }
         Some(self.waiters.add(waited_for(partitions), at))
     }
 
-    pub(super) fn leave(&mut self, partitions: Partitions, key: WaiterKey) {
-        self.waiters.remove(waited_for(partitions), key);
+    /// `false` when it was released already.
+    pub(super) fn leave(&mut self, partitions: Partitions, key: WaiterKey) -> bool {
+        self.waiters.remove(waited_for(partitions), key)
+    }
+
+    pub(super) fn give_up(&mut self) {
+        self.waiters.give_up();
     }
 
     fn reached(&self, partitions: Partitions) -> Option<LogPosition> {
@@ -203,7 +207,7 @@ impl Board {
         }
     }
 
-    fn release(&mut self, partition: u16, now: Instant) -> Vec<oneshot::Sender<()>> {
+    fn release(&mut self, partition: u16, now: Instant) -> Vec<Release> {
         let one = self.reached(Partitions::One(partition));
         let all = self.reached(Partitions::All);
         for (whose, mark) in [(Some(partition), one), (None, all)] {

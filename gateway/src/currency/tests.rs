@@ -14,7 +14,8 @@ fn at(position: u64) -> LogPosition {
 }
 
 fn currency(waiters_max: usize, checkpoints: &[u64]) -> Arc<Currency> {
-    let currency = Currency::new([name()], waiters_max);
+    let bounds = WaiterBounds { waiters_max, per_caller_max: 1, released_max: 10 };
+    let currency = Currency::new([name()], bounds);
     observe(&currency, currency.moment(&name()), checkpoints);
     Arc::new(currency)
 }
@@ -56,7 +57,9 @@ async fn a_wait_for_all_ends_with_the_last_partition() {
     let currency = currency(10, &[5, 5]);
     let waiting = Arc::clone(&currency);
     let wait =
-        tokio::spawn(async move { waiting.wait(&name(), Partitions::All, at(7), soon()).await });
+        tokio::spawn(
+            async move { waiting.wait(&name(), Partitions::All, at(7), soon(), None).await },
+        );
     while currency.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
@@ -64,7 +67,7 @@ async fn a_wait_for_all_ends_with_the_last_partition() {
     tokio::task::yield_now().await;
     assert_eq!(currency.waiter_count(), 1, "partition 1 is not there yet");
     announce(&currency, 1, 7, 7);
-    assert_eq!(wait.await.unwrap(), Ok(Waited::Satisfied));
+    assert!(matches!(wait.await.unwrap(), Ok(Waited::Satisfied(Some(_)))));
     assert_eq!(currency.waiter_count(), 0);
 }
 
@@ -72,11 +75,14 @@ async fn a_wait_for_all_ends_with_the_last_partition() {
 async fn who_times_out_or_hangs_up_leaves_no_waiter() {
     let currency = currency(10, &[5, 5]);
     let until = Instant::now() + Duration::from_millis(5);
-    let waited = currency.wait(&name(), Partitions::One(0), at(7), until).await;
-    assert_eq!((waited, currency.waiter_count()), (Ok(Waited::TimedOut), 0));
+    let waited = currency.wait(&name(), Partitions::One(0), at(7), until, None).await;
+    assert!(matches!(waited, Ok(Waited::TimedOut)));
+    assert_eq!(currency.waiter_count(), 0);
     let waiting = Arc::clone(&currency);
     let wait =
-        tokio::spawn(async move { waiting.wait(&name(), Partitions::All, at(7), soon()).await });
+        tokio::spawn(
+            async move { waiting.wait(&name(), Partitions::All, at(7), soon(), None).await },
+        );
     while currency.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
@@ -89,10 +95,13 @@ async fn who_times_out_or_hangs_up_leaves_no_waiter() {
 #[tokio::test]
 async fn waiters_beyond_the_cap_are_refused_and_leave_nothing() {
     let currency = currency(0, &[5, 5]);
-    let waited = currency.wait(&name(), Partitions::One(1), at(7), soon()).await;
-    assert_eq!((waited, currency.waiter_count()), (Err(WaitersFull), 0));
-    let satisfied = currency.wait(&name(), Partitions::One(1), at(5), soon()).await;
-    assert_eq!(satisfied, Ok(Waited::Satisfied), "no place is needed by who need not wait");
+    let waited = currency.wait(&name(), Partitions::One(1), at(7), soon(), None).await;
+    assert_eq!((waited.err(), currency.waiter_count()), (Some(WaitRefused::Full), 0));
+    let satisfied = currency.wait(&name(), Partitions::One(1), at(5), soon(), None).await;
+    assert!(
+        matches!(satisfied, Ok(Waited::Satisfied(None))),
+        "no place is needed by who need not wait"
+    );
 }
 
 #[test]
@@ -138,7 +147,7 @@ async fn one_partition_that_falls_silent_is_polled_for_though_others_speak() {
     let wants_poll = |after| currency.wants_poll(silence_max, Instant::now() + after);
     let waiting = tokio::spawn({
         let currency = Arc::clone(&currency);
-        async move { currency.wait(&name(), Partitions::All, at(9), soon()).await }
+        async move { currency.wait(&name(), Partitions::All, at(9), soon(), None).await }
     });
     while currency.waiter_count() == 0 {
         tokio::task::yield_now().await;
@@ -149,4 +158,67 @@ async fn one_partition_that_falls_silent_is_polled_for_though_others_speak() {
     assert!(!wants_poll(Duration::ZERO));
     assert!(wants_poll(Duration::from_secs(5)), "both are silent");
     waiting.abort();
+}
+
+#[tokio::test]
+async fn a_caller_takes_no_more_places_than_it_may_and_gives_them_back() {
+    let currency = currency(10, &[5, 5]);
+    let wait = |caller: &'static str| {
+        let waiting = Arc::clone(&currency);
+        tokio::spawn(async move {
+            waiting.wait(&name(), Partitions::All, at(7), soon(), Some(caller)).await
+        })
+    };
+    let (ada, bob) = (wait("ada"), wait("bob"));
+    while currency.waiter_count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let refused = wait("ada").await.unwrap();
+    assert_eq!((refused.err(), currency.waiter_count()), (Some(WaitRefused::CallerFull), 2));
+    announce(&currency, 0, 9, 9);
+    announce(&currency, 1, 9, 9);
+    for waited in [ada, bob] {
+        assert!(matches!(waited.await.unwrap(), Ok(Waited::Satisfied(Some(_)))));
+    }
+    assert!(currency.callers.lock().unwrap().is_empty(), "nobody is remembered for nothing");
+}
+
+#[tokio::test]
+async fn who_waits_when_the_process_ends_is_told_so_and_nobody_begins_to_wait() {
+    let currency = currency(10, &[5, 5]);
+    let waiting = Arc::clone(&currency);
+    let wait =
+        tokio::spawn(
+            async move { waiting.wait(&name(), Partitions::All, at(7), soon(), None).await },
+        );
+    while currency.waiter_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    currency.drain();
+    assert!(matches!(wait.await.unwrap(), Ok(Waited::TimedOut)));
+    let late = currency.wait(&name(), Partitions::One(0), at(7), soon(), None).await;
+    assert!(matches!(late, Ok(Waited::TimedOut)));
+    assert_eq!(currency.waiter_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_released_and_has_no_turn_before_its_time_is_over_goes_on_without() {
+    let bounds = WaiterBounds { waiters_max: 10, per_caller_max: 10, released_max: 1 };
+    let currency = Arc::new(Currency::new([name()], bounds));
+    observe(&currency, 0, &[5, 5]);
+    let until = Instant::now() + Duration::from_millis(50);
+    let wait = || {
+        let waiting = Arc::clone(&currency);
+        tokio::spawn(
+            async move { waiting.wait(&name(), Partitions::One(0), at(7), until, None).await },
+        )
+    };
+    let (first, second) = (wait(), wait());
+    while currency.waiter_count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    announce(&currency, 0, 9, 9);
+    let first = first.await.unwrap().unwrap();
+    let second = second.await.unwrap().unwrap();
+    assert!(matches!((first, second), (Waited::Satisfied(Some(_)), Waited::Satisfied(None))));
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     answer::Answer,
     body::Body,
-    currency::{Partitions, Waited, WaitersFull},
+    currency::{Partitions, Waited},
     error::{Error, Lag},
     forward::Fallback,
     gateway::{Gateway, Role},
@@ -186,22 +186,24 @@ impl Read<'_> {
     async fn waited(&mut self, until: Instant, mut asked: bool) -> Result<Facts, Error> {
         let mut pause = ASK_AGAIN;
         loop {
+            let mut turn = None;
             if asked {
                 let again = Instant::now() + pause;
                 tokio::time::sleep_until(again.min(until)).await;
                 pause = (pause * 2).min(ASK_AGAIN_MAX);
             } else {
                 let (currency, at) = (&self.gateway.currency, self.demand.at());
-                let waited =
-                    currency.wait(&self.route.projection, Partitions::All, at, until).await;
-                match waited.map_err(|WaitersFull| Error::WaitersFull)? {
-                    Waited::Satisfied => {}
+                let (projection, caller) = (&self.route.projection, self.call.caller.name());
+                match currency.wait(projection, Partitions::All, at, until, caller).await? {
+                    Waited::Satisfied(mine) => turn = mine,
                     Waited::TimedOut => {
                         return Ok(Facts { verdict: Verdict::Behind, served: None, asked: false });
                     }
                 }
             }
             let facts = self.ask().await;
+            // It is the next one's.
+            drop(turn);
             if facts.verdict != Verdict::Behind || until <= Instant::now() {
                 return Ok(facts);
             }

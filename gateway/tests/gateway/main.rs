@@ -28,6 +28,7 @@ mod search;
 mod shop;
 mod tls;
 mod tokens;
+mod waiting;
 mod world;
 mod writers;
 mod writes;

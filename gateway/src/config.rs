@@ -256,6 +256,13 @@ fn heartbeat_interval_default() -> Period {
 pub struct RegionsConfig {
     /// Shared by all regions' gateways and projectors.
     pub credential: Secret,
+    /// Bytes of the log that each region is given a second; at the primary only.
+    #[serde(default = "log_bytes_per_second_max_default")]
+    pub log_bytes_per_second_max: u64,
+}
+
+fn log_bytes_per_second_max_default() -> u64 {
+    64 * 1024 * 1024
 }
 
 /// Bounds of reads.
@@ -488,6 +495,7 @@ impl GatewayConfig {
             (self.read.memory_slots_per_partition, "read.memory_slots_per_partition"),
             (self.read.page_items_default as usize, "read.page_items_default"),
             (self.write.events_max, "write.events_max"),
+            (self.regions.log_bytes_per_second_max as usize, "regions.log_bytes_per_second_max"),
             (self.write.command_attempts_max as usize, "write.command_attempts_max"),
             (self.write.idempotency_age_max.millis() as usize, "write.idempotency_age_max"),
             (self.read.poll_interval.millis() as usize, "read.poll_interval"),

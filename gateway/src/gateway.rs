@@ -11,9 +11,9 @@ use projection::Domain;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    config::GatewayConfig, currency::Currency, events::Listeners, feed::Seen, memory::Memory,
-    proxied::Routes, read_models::ReadModels, telemetry::Instruments, token_carrier::TokenCarrier,
-    upstream::Upstream,
+    config::GatewayConfig, currency::Currency, events::Listeners, feed::Seen, log_rate::LogRate,
+    memory::Memory, proxied::Routes, read_models::ReadModels, telemetry::Instruments,
+    token_carrier::TokenCarrier, upstream::Upstream,
 };
 
 /// One gateway.
@@ -39,6 +39,8 @@ pub struct Gateway {
     pub role: Role,
     /// Requests under way.
     pub requests: Semaphore,
+    /// How fast regions are given the log.
+    pub log_rate: Arc<LogRate>,
     /// Paths that lead to services of the user's own.
     pub routes: Routes,
     /// Who listens to events.
@@ -83,6 +85,7 @@ impl Gateway {
         );
         let requests = Semaphore::new(config.listen.requests_max.min(Semaphore::MAX_PERMITS));
         let policy = parsed(&config.read.policy);
+        let log_rate = Arc::new(LogRate::new(config.regions.log_bytes_per_second_max));
         let listeners = Listeners::new(config.events.listeners_max);
         let history = RwLock::new(Arc::new(EpochHistory::first()));
         Self {
@@ -96,6 +99,7 @@ impl Gateway {
             instruments,
             role,
             requests,
+            log_rate,
             routes,
             listeners,
             epochs_asked_at: tokio::sync::Mutex::default(),

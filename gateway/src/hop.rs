@@ -15,6 +15,8 @@ pub const CREDENTIAL: HeaderName = HeaderName::from_static("tidemark-credential"
 pub const HOP: HeaderName = HeaderName::from_static("tidemark-hop");
 /// The region that is asked because it is taken for the primary.
 pub const ASKED: HeaderName = HeaderName::from_static("tidemark-primary");
+/// The region that a projector reads the log for.
+pub const REGION: HeaderName = HeaderName::from_static("tidemark-region");
 /// Milliseconds that are left for the answer.
 pub const DEADLINE_MS: HeaderName = HeaderName::from_static("tidemark-deadline-ms");
 /// Who asked the region that forwards: its callers' idempotency keys are theirs alone.

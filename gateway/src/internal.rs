@@ -1,17 +1,20 @@
 //! What regions read at the primary: the log itself, and its epochs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use consistency::{AggregateId, Epoch, Event, Name, Position, Version};
 use event_store::EventStore;
 use http::StatusCode;
 use serde::Serialize;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     answer::Answer,
     error::{Challenge, Error},
     gateway::{Gateway, Role},
+    hop,
+    log_stream::{self, Stretch},
     request::{Call, decoded},
 };
 
@@ -27,7 +30,7 @@ struct Line<'a> {
 }
 
 /// `GET /internal/log?epoch=&after=&limit=`: one event a line, in position order. Of an epoch that is over,
-/// what every later one kept.
+/// what every later one kept. Streamed to who accepts the compact form; a plain page to everybody else.
 pub async fn log(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
     let store = trusted_store(gateway, call)?;
     let after = Position::new(call.number("after")?.unwrap_or(0));
@@ -35,7 +38,20 @@ pub async fn log(gateway: &Gateway, call: &Call) -> Result<Answer, Error> {
     let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
     let unread = |error| Error::unreachable("its log cannot be read", error);
     let epoch = epoch_asked(call, store.head().await.map_err(unread)?.at.epoch)?;
-    page(epoch, &store.read_range(after, limit as u32).await.map_err(unread)?)
+    if log_stream::is_asked_for(&call.headers) {
+        let stretch = Stretch {
+            store: store.clone(),
+            rate: Arc::clone(&gateway.log_rate),
+            region: region(call),
+            epoch,
+            after,
+            left: limit as u32,
+            deadline: call.deadline,
+        };
+        return stretch.answer().await;
+    }
+    let events = store.read_range(after, limit as u32).await.map_err(unread)?;
+    paced(gateway, call, page(epoch, &events)?).await
 }
 
 /// `GET /internal/log/{type}/{id}?epoch=&from_version=&limit=`: events of one aggregate, one a line, in
@@ -55,7 +71,22 @@ pub async fn aggregate(
     let limit = call.number("limit")?.unwrap_or(EVENTS_DEFAULT).clamp(1, EVENTS_MAX);
     let unread = |error| Error::unreachable("its log cannot be read", error);
     let epoch = epoch_asked(call, store.head().await.map_err(unread)?.at.epoch)?;
-    page(epoch, &store.read_aggregate(&aggregate, from, limit as u32).await.map_err(unread)?)
+    let events = store.read_aggregate(&aggregate, from, limit as u32).await.map_err(unread)?;
+    paced(gateway, call, page(epoch, &events)?).await
+}
+
+/// The region that asks, as it calls itself.
+fn region(call: &Call) -> String {
+    let named = call.headers.get(hop::REGION).and_then(|region| region.to_str().ok());
+    named.unwrap_or_default().to_owned()
+}
+
+/// Holds a page back until its region may have it.
+async fn paced(gateway: &Gateway, call: &Call, page: Answer) -> Result<Answer, Error> {
+    let bytes = page.body.whole().map_or(0, Bytes::len);
+    let ready = gateway.log_rate.take(&region(call), bytes, Instant::now(), call.deadline);
+    sleep_until(ready.ok_or(Error::Overloaded)?).await;
+    Ok(page)
 }
 
 /// What a later epoch took over bears its number: it may stand where another event was in this one.

@@ -27,6 +27,8 @@ mod gateway;
 mod hop;
 mod inspect;
 mod internal;
+mod log_rate;
+mod log_stream;
 mod memory;
 pub mod operator;
 mod overview;

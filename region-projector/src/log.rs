@@ -1,11 +1,15 @@
 //! The primary's log over HTTP: what a region reads when its mirror cannot tell.
 
+mod compact;
+
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use consistency::{AggregateId, Epoch, Event, EventError, LogPosition, Position, Version};
-use http::{Request, StatusCode, Uri};
+use http::{HeaderMap, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -20,6 +24,10 @@ use crate::config::PrimaryLogConfig;
 
 /// The regions' credential.
 const CREDENTIAL_HEADER: &str = "tidemark-credential";
+/// The region that reads.
+const REGION_HEADER: &str = "tidemark-region";
+/// Milliseconds that are left for the answer: a page that takes longer is cut short by its sender.
+const DEADLINE_HEADER: &str = "tidemark-deadline-ms";
 /// The log's head when the page was read, as `<epoch>.<position>`.
 const HEAD_HEADER: &str = "tidemark-head";
 /// The largest page that is taken.
@@ -75,6 +83,10 @@ pub struct LogClient {
     base: String,
     credential: Secret,
     deadline: Duration,
+    region: String,
+    /// Events of the largest page that is asked for: fewer after one that took too long or was too large,
+    /// more again after each that did not. Shared by all clones.
+    page_events: Arc<AtomicUsize>,
 }
 
 #[derive(Deserialize)]
@@ -95,21 +107,36 @@ impl LogClient {
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector);
         let base = url.trim_end_matches('/').to_owned();
-        Ok(Self { http, base, credential: config.credential.clone(), deadline })
+        let credential = config.credential.clone();
+        let page_events = Arc::new(AtomicUsize::new(usize::MAX));
+        Ok(Self { http, base, credential, deadline, region: String::new(), page_events })
     }
 
-    /// At most `limit` events after a position.
+    /// The same for a region that says its name, and so has a rate of its own.
+    pub fn of_region(self, region: &str) -> Self {
+        Self { region: region.to_owned(), ..self }
+    }
+
+    /// At most `limit` events after a position, fewer when so many were too slow to fetch before.
     pub async fn read(
         &self,
         epoch: Epoch,
         after: Position,
         limit: usize,
     ) -> Result<Page, LogError> {
+        let allowed = self.page_events.load(Ordering::Relaxed);
+        let limit = limit.min(allowed);
         let path = format!("/internal/log?epoch={epoch}&after={after}&limit={limit}");
-        let (head, body) = self.get(&path, PAGE_BYTES_MAX).await?;
+        let got = self.get(&path, PAGE_BYTES_MAX).await;
+        self.page_events.store(next_page(allowed, limit, got.as_ref().err()), Ordering::Relaxed);
+        let (headers, body) = got?;
+        let kind = headers.get(header::CONTENT_TYPE);
         let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let events = lines.map(event).collect::<Result<_, _>>()?;
-        Ok(Page { events, head })
+        let events = match kind.is_some_and(|kind| kind == compact::MEDIA_TYPE) {
+            true => compact::events(lines)?,
+            false => lines.map(event).collect::<Result<_, _>>()?,
+        };
+        Ok(Page { events, head: head_of_answer(&headers) })
     }
 
     /// A page of the events of an aggregate from a version on; empty when there are none.
@@ -132,37 +159,52 @@ impl LogClient {
         Ok(serde_json::from_slice(&body)?)
     }
 
-    async fn get(
-        &self,
-        path: &str,
-        bytes_max: usize,
-    ) -> Result<(Option<LogPosition>, Bytes), LogError> {
+    async fn get(&self, path: &str, bytes_max: usize) -> Result<(HeaderMap, Bytes), LogError> {
         let answered = timeout(self.deadline, self.exchange(path, bytes_max)).await;
         answered.map_err(|_| LogError::Deadline)?
     }
 
-    async fn exchange(
-        &self,
-        path: &str,
-        bytes_max: usize,
-    ) -> Result<(Option<LogPosition>, Bytes), LogError> {
+    async fn exchange(&self, path: &str, bytes_max: usize) -> Result<(HeaderMap, Bytes), LogError> {
         let uri = Uri::try_from(format!("{}{path}", self.base)).map_err(http::Error::from)?;
         let request = Request::get(uri)
             .header(CREDENTIAL_HEADER, self.credential.expose())
+            .header(REGION_HEADER, &self.region)
+            .header(DEADLINE_HEADER, (self.deadline / 4 * 3).as_millis().to_string())
+            .header(header::ACCEPT, compact::MEDIA_TYPE)
             .body(Empty::new())?;
         let response = self.http.request(request).await?;
         if response.status() != StatusCode::OK {
             return Err(LogError::Status(response.status()));
         }
-        let head = response.headers().get(HEAD_HEADER);
-        let head = head.and_then(|head| head.to_str().ok()).and_then(head_of);
-        let body = Limited::new(response.into_body(), bytes_max).collect().await;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, bytes_max).collect().await;
         let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
             Ok(_) => LogError::TooLarge,
             Err(error) => LogError::Body(error),
         })?;
-        Ok((head, body.to_bytes()))
+        Ok((parts.headers, body.to_bytes()))
     }
+}
+
+/// Events of the next page at most, after one of so many, of those that were allowed, came or did not.
+fn next_page(allowed: usize, asked: usize, error: Option<&LogError>) -> usize {
+    match error {
+        None if asked < allowed => allowed,
+        None => allowed.saturating_mul(2),
+        Some(LogError::Deadline | LogError::TooLarge | LogError::Body(_)) => (asked / 2).max(1),
+        Some(
+            LogError::Address(_)
+            | LogError::Tls(_)
+            | LogError::Unreachable(_)
+            | LogError::Status(_)
+            | LogError::Malformed(_)
+            | LogError::Event(_),
+        ) => allowed,
+    }
+}
+
+fn head_of_answer(headers: &HeaderMap) -> Option<LogPosition> {
+    headers.get(HEAD_HEADER).and_then(|head| head.to_str().ok()).and_then(head_of)
 }
 
 fn event(line: &[u8]) -> Result<Event, LogError> {
@@ -188,6 +230,17 @@ mod tests {
         for strange in ["", "1", "0.4", "1.-4", "1.4.2", "one.four"] {
             assert_eq!(head_of(strange), None, "{strange}");
         }
+    }
+
+    #[test]
+    fn a_page_that_was_too_slow_is_asked_for_smaller_and_grows_again() {
+        let slow = Some(&LogError::Deadline);
+        assert_eq!(next_page(usize::MAX, 1000, slow), 500);
+        assert_eq!(next_page(1, 1, slow), 1);
+        assert_eq!(next_page(500, 500, None), 1000);
+        assert_eq!(next_page(500, 3, None), 500, "fewer were wanted");
+        assert_eq!(next_page(usize::MAX, 1000, None), usize::MAX);
+        assert_eq!(next_page(500, 20, Some(&LogError::Status(StatusCode::BAD_GATEWAY))), 500);
     }
 
     #[test]

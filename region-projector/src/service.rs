@@ -68,7 +68,7 @@ impl Projector {
         let metrics = Metrics::new(SERVICE, &config.otlp)?;
         let status = Status::default();
         let pool = postgres::connect(&config.database, SERVICE)?;
-        let log = LogClient::new(&config.primary_log)?;
+        let log = LogClient::new(&config.primary_log)?.of_region(&config.region);
         let nats = nats::connect(&config.nats.server, SERVICE).await?;
         let listener = TcpListener::bind(config.admin.address).await.map_err(StartError::Bind)?;
         let admin_address = listener.local_addr().map_err(StartError::Bind)?;

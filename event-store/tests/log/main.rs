@@ -14,5 +14,6 @@ mod settle;
 mod snapshots;
 mod stream;
 mod support;
+mod trips;
 mod wire;
 mod writer;

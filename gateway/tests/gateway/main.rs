@@ -16,6 +16,7 @@ mod hints;
 mod issuer;
 mod lists;
 mod matrix;
+mod log_over_http;
 mod memory;
 mod on_demand;
 mod once;

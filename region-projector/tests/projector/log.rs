@@ -26,6 +26,8 @@ struct Shared {
     epochs: Mutex<Vec<(Epoch, Position)>>,
     cut: AtomicBool,
     withheld: Mutex<Option<Position>>,
+    /// Pages of more events never come.
+    quick_events_max: Mutex<Option<usize>>,
 }
 
 pub struct TestLog {
@@ -42,8 +44,13 @@ impl TestLog {
         let stop = CancellationToken::new();
         let answering = Arc::clone(&shared);
         let service = move |request: Request<Incoming>| {
-            let response = answering.answer(&request);
-            async move { response }
+            let (response, slow) = (answering.answer(&request), answering.is_slow(&request));
+            async move {
+                if slow {
+                    std::future::pending::<()>().await;
+                }
+                response
+            }
         };
         tokio::spawn(serve(listener, ServerLimits::default(), service, stop.clone()));
         Self { shared, address, _stop: stop.drop_guard() }
@@ -52,6 +59,11 @@ impl TestLog {
     /// Whether the link to it is cut: it answers nothing but errors.
     pub fn set_cut(&self, cut: bool) {
         self.shared.cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// Has pages of more events than that never come.
+    pub fn set_quick_events_max(&self, events: usize) {
+        *self.shared.quick_events_max.lock().unwrap() = Some(events);
     }
 
     /// Leaves an event out of every page.
@@ -111,6 +123,11 @@ impl TestLog {
 }
 
 impl Shared {
+    fn is_slow(&self, request: &Request<Incoming>) -> bool {
+        let limit = parameter(request.uri().query().unwrap_or_default(), "limit");
+        self.quick_events_max.lock().unwrap().is_some_and(|max| max < limit)
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let credential = request.headers().get("tidemark-credential");
         if self.cut.load(Ordering::SeqCst) {
@@ -144,7 +161,7 @@ impl Shared {
         let withheld = *self.withheld.lock().unwrap();
         let page = page.filter(|event| Some(event.at.position) != withheld);
         let page = page.filter(|event| event.at.epoch <= epoch);
-        let mut response = lines(page);
+        let mut response = compact(page);
         let head = format!("{}.{}", self.epoch(), events.len());
         response.headers_mut().insert("tidemark-head", head.parse().unwrap());
         response
@@ -164,6 +181,21 @@ impl Shared {
 fn parameter(query: &str, name: &str) -> usize {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.parse::<usize>().unwrap()).sum()
+}
+
+/// The form that a projector asks for.
+fn compact<'a>(events: impl Iterator<Item = &'a Event>) -> Response<Full<Bytes>> {
+    let mut body = String::new();
+    for event in events {
+        let headers = event.headers();
+        let names: Vec<_> = headers.iter().map(|(name, _)| name).collect();
+        let values = headers.iter().map(|(_, value)| value).chain([&event.data]);
+        body += &format!("{}\n{}\n", json!({"headers": names}), json!(values.collect::<Vec<_>>()));
+    }
+    let mut response = Response::new(Full::new(body.into()));
+    let kind = "application/vnd.tidemark.log".parse().unwrap();
+    response.headers_mut().insert("content-type", kind);
+    response
 }
 
 fn lines<'a>(events: impl Iterator<Item = &'a Event>) -> Response<Full<Bytes>> {

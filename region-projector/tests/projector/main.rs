@@ -19,5 +19,6 @@ mod refusals;
 mod rollups;
 mod search;
 mod sharing;
+mod slow_log;
 mod tally;
 mod world;

@@ -1,0 +1,79 @@
+//! What a gathered commit costs: statements, counted by the server.
+
+use compose::postgres::{Cluster, Options};
+use event_store::{AnswerFormat, EventStore, Expected, Idempotency, Once, StoreConfig};
+use futures::future::join_all;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+
+use crate::support::{LOG_ID, append, assert_log_is_whole, hold_head, order, pool, until_blocked};
+
+const COMMAND_COUNT: u8 = 60;
+
+fn key(nth: u8) -> Idempotency {
+    Idempotency {
+        scope: [0; 32],
+        key: [nth; 32],
+        request: [nth; 32],
+        answer_format: AnswerFormat::FIRST,
+    }
+}
+
+/// How often the store called the server, whatever for.
+async fn calls(pool: &PgPool) -> i64 {
+    sqlx::query_scalar(
+        "select coalesce(sum(calls), 0)::bigint from pg_stat_statements
+         where query not like '%pg_stat_%' and query not like '%for update'
+             and query not in ('BEGIN', 'ROLLBACK', 'COMMIT')
+             and query not like '%delete from idempotency%'",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap()
+}
+
+/// Appends one command, and behind it, while that waits for the head, all others at once. Answers how
+/// many statements it took.
+async fn statements(store: &EventStore, observer: &PgPool, keyed: impl Fn(u8) -> bool) -> i64 {
+    let lock = hold_head(observer).await;
+    let one = async |nth: u8| {
+        let append = append(&order(&format!("o-{nth}")), Expected::Any, 1);
+        match keyed(nth) {
+            true => store.append_once(append, key(nth)).await.unwrap(),
+            false => Once::Appended(store.append(append).await.unwrap()),
+        }
+    };
+    let rest = async {
+        until_blocked(observer).await;
+        let before = calls(observer).await;
+        let others = join_all((1..=COMMAND_COUNT).map(&one));
+        let release = async { lock.rollback().await.unwrap() };
+        // The others are in the queue before the lock is let go.
+        (tokio::join!(others, release).0, before)
+    };
+    let (_, (answers, before)) = tokio::join!(one(0), rest);
+    assert!(answers.iter().all(|answer| matches!(answer, Once::Appended(_))));
+    calls(observer).await - before
+}
+
+#[tokio::test]
+async fn a_gathered_commit_is_one_statement_with_keys_and_without() {
+    let settings = [("shared_preload_libraries", "pg_stat_statements")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let cluster = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
+    for keyed in [|_| false, |_| true, |nth: u8| nth.is_multiple_of(2)] {
+        let name = format!("log_{}_{}", u8::from(keyed(1)), u8::from(keyed(2)));
+        let url = cluster.create_database(&name).await.unwrap();
+        let observer = PgPoolOptions::new().connect_lazy(&url).unwrap();
+        event_store::migrate(&observer).await.unwrap();
+        sqlx::query("create extension pg_stat_statements").execute(&observer).await.unwrap();
+        let (store, _committer) =
+            EventStore::open(pool(&url), StoreConfig::new(LOG_ID)).await.unwrap();
+        // What runs in the background by itself has run.
+        store.append(append(&order("warm"), Expected::Any, 1)).await.unwrap();
+        // The first command's statement, which had begun, and that of all others.
+        let count = statements(&store, &observer, keyed).await;
+        assert_eq!(count, 2, "{name}");
+        assert_eq!(assert_log_is_whole(&observer).await, i64::from(COMMAND_COUNT) + 2);
+    }
+}

@@ -183,7 +183,7 @@ impl FoldAhead {
 fn written(plan: &Plan, batch: &Batch) -> HashMap<String, StoredState> {
     let states: &StateWrites = match &plan.writes {
         Writes::Document(changes) => &changes.states,
-        Writes::Rollup(states, _) => states,
+        Writes::Rollup(states, _) | Writes::Custom(states, _) => states,
     };
     let next: BTreeSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
     let rows = (0..states.aggregate_ids.len())

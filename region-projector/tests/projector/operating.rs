@@ -118,6 +118,11 @@ async fn status_shows_a_lag_while_a_projection_is_paused() {
     let unknown = world.operate(&["pause", "nothing"]).await;
     assert!(!unknown.status.success());
     assert!(world.told(&["pause", "orders"]).await.starts_with("orders is paused since 2"));
+    // What arrives before it has heard of the pause is still applied.
+    eventually("it has stopped", async || {
+        process.readiness().await.contains("paused by an operator")
+    })
+    .await;
     let totals = "select min(position) from checkpoint where projection = 'totals-by-day'";
     let last = world.place(5).await;
     eventually("another projection goes on", async || world.count(totals).await == last.as_i64())

@@ -176,6 +176,12 @@ impl Process {
         format!("http://127.0.0.1:{}", found.unwrap())
     }
 
+    /// What it says of its own state.
+    pub async fn readiness(&self) -> String {
+        let answer = reqwest::get(format!("{}/readyz", self.admin_url().await)).await.unwrap();
+        answer.text().await.unwrap()
+    }
+
     /// Ends it in order.
     pub async fn leave(&self) {
         self.child.stop(Signal::TERM, Duration::from_secs(20)).await.unwrap();

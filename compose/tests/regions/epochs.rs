@@ -78,32 +78,39 @@ async fn tells(stack: &Stack, region: &str, what: &str) {
     .await;
 }
 
-/// Europe has applied nothing of what is lost; Asia has.
-#[tokio::test]
-async fn a_primary_restored_from_a_backup_goes_on_by_the_runbook() {
-    let mut stack = start().await;
-    let (mut europe, mut asia) = (caller(&stack, EUROPE), caller(&stack, ASIA));
-    let path = place(&mut europe, "o-lost").await;
-    asia.adopt(&europe);
-    assert_local(&settled(&mut europe, &path, PATIENCE).await, 1);
-    assert_local(&settled(&mut asia, &path, PATIENCE).await, 1);
+/// A write that Asia has and Europe has not, and the log without it. Returns the order's path and the last position
+/// that is kept.
+async fn lose_a_write(stack: &mut Stack, europe: &mut Caller, asia: &mut Caller) -> (String, u64) {
+    let path = place(europe, "o-lost").await;
+    asia.adopt(europe);
+    assert_local(&settled(europe, &path, PATIENCE).await, 1);
+    assert_local(&settled(asia, &path, PATIENCE).await, 1);
     let backup = stack.region_mut(PRIMARY).unwrap().postgres.copy_data().await.unwrap();
 
     stack.proxies.set_enabled(&event_link(EUROPE), false).await.unwrap();
     eventually("the primary takes writes again after the backup", async || {
-        let mut probe = caller(&stack, PRIMARY);
+        let mut probe = caller(stack, PRIMARY);
         probe.get("/v1/aggregates/order/o-lost", "").await.is_ok_and(|it| it.status == 200)
     })
     .await;
-    let kept = add_item(&mut europe, "o-lost").await;
+    let kept = add_item(europe, "o-lost").await;
     let kept = kept.body["position"].as_u64().unwrap() - 1;
-    asia.adopt(&europe);
-    assert_local(&settled(&mut asia, &path, PATIENCE).await, 2);
+    asia.adopt(europe);
+    assert_local(&settled(asia, &path, PATIENCE).await, 2);
 
     // The runbook, step 1 and what it is for.
     let primary = stack.region_mut(PRIMARY).unwrap();
     primary.projector.stop().await.unwrap();
     primary.postgres.restore(&backup).await.unwrap();
+    (path, kept)
+}
+
+/// Europe has applied nothing of what is lost; Asia has.
+#[tokio::test]
+async fn a_primary_restored_from_a_backup_goes_on_by_the_runbook() {
+    let mut stack = start().await;
+    let (mut europe, mut asia) = (caller(&stack, EUROPE), caller(&stack, ASIA));
+    let (path, kept) = lose_a_write(&mut stack, &mut europe, &mut asia).await;
     tells(&stack, PRIMARY, "appends are refused").await;
     let refused = europe.stranger().get("/v1/aggregates/order/o-lost", "").await.unwrap();
     assert_eq!((refused.status.as_u16(), refused.version()), (200, Some(1)), "reads go on");

@@ -34,6 +34,6 @@ async fn the_walk_with_curl_works_as_written() {
     assert_eq!(count(r#"{"items":[{"key":"o-1","#), 1, "the list shows the order:\n{said}");
     let own = said.lines().filter(|line| line.starts_with("consistency-status: "));
     let own: Vec<_> = own.map(|line| line.split([' ', ';', '\r']).nth(1).unwrap()).collect();
-    assert_eq!(own.len(), 2, "{said}");
+    assert_eq!(own.len(), 3, "{said}");
     assert!(own.iter().all(|word| ["local", "waited", "forwarded"].contains(word)), "{own:?}");
 }

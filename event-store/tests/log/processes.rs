@@ -68,6 +68,18 @@ impl Writer {
 /// is the log.
 async fn assert_nothing_lost_or_doubled(region: &Region, acknowledged: Vec<(Uuid, i64)>) {
     let pool = region.database.pool();
+    // What a killed process had begun may be committed still.
+    eventually("nothing is under way", async || {
+        let active: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid() and state = 'active'",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        (active == 0).then_some(())
+    })
+    .await;
     assert_log_is_whole(&pool).await;
     let rows: Vec<(Uuid, i64)> = sqlx::query_as("select correlation_id, position from event")
         .fetch_all(&pool)

@@ -134,7 +134,11 @@ pub struct Message {
 
 impl Message {
     pub async fn read(stream: &stream::Stream, sequence: u64) -> Self {
-        let raw = stream.get_raw_message(sequence).await.unwrap();
+        // A cluster that is choosing a leader answers later.
+        let raw = eventually("the message can be read", async || {
+            stream.get_raw_message(sequence).await.ok()
+        })
+        .await;
         let headers = raw.headers.iter().map(|(name, values)| {
             assert_eq!(values.len(), 1);
             (name.to_string(), values[0].to_string())

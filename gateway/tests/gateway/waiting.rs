@@ -66,7 +66,7 @@ async fn one_commit_releases_twenty_thousand_readers_none_lost_and_none_early() 
                 answered.fetch_add(1, Ordering::Relaxed);
                 read
             };
-            if number % HANGS_UP == 0 {
+            if number.is_multiple_of(HANGS_UP) {
                 hanging.spawn(counted)
             } else {
                 reads.spawn(counted)

@@ -357,19 +357,8 @@ impl KeyRing {
     }
 
     fn unseal(&self, text: &str) -> Result<Token, TokenStatus> {
-        if TOKEN_CHARS_MAX < text.len() {
-            return Err(TokenStatus::Malformed);
-        }
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenStatus::Malformed)?;
-        match bytes.first() {
-            None => return Err(TokenStatus::Malformed),
-            Some(&FORMAT) => {}
-            Some(&other) => return Err(TokenStatus::UnknownFormat(other)),
-        }
-        if bytes.len() < HEAD_BYTES + MAC_BYTES {
-            return Err(TokenStatus::Malformed);
-        }
-        let key_id = KeyId(u16::from_be_bytes([bytes[1], bytes[2]]));
+        let bytes = decoded(text)?;
+        let key_id = key_named_in(&bytes);
         if bytes[3..7] != self.tag {
             return Err(TokenStatus::OtherLog);
         }
@@ -383,6 +372,24 @@ impl KeyRing {
     fn mac(&self, key: &Key, body: &[u8]) -> Hmac<Sha256> {
         key.mac.clone().chain_update(body).chain_update(self.log.0.as_bytes())
     }
+}
+
+/// The bytes of a token of this format that are long enough for its head and its seal.
+fn decoded(text: &str) -> Result<Vec<u8>, TokenStatus> {
+    if TOKEN_CHARS_MAX < text.len() {
+        return Err(TokenStatus::Malformed);
+    }
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenStatus::Malformed)?;
+    match bytes.first() {
+        None => return Err(TokenStatus::Malformed),
+        Some(&FORMAT) => {}
+        Some(&other) => return Err(TokenStatus::UnknownFormat(other)),
+    }
+    if bytes.len() < HEAD_BYTES + MAC_BYTES { Err(TokenStatus::Malformed) } else { Ok(bytes) }
+}
+
+fn key_named_in(bytes: &[u8]) -> KeyId {
+    KeyId(u16::from_be_bytes([bytes[1], bytes[2]]))
 }
 
 fn merge_status(first: TokenStatus, second: TokenStatus) -> TokenStatus {

@@ -34,6 +34,7 @@ pub mod operator;
 mod overview;
 mod pending;
 mod problem;
+mod prospects;
 mod proxied;
 mod rate_limit;
 mod read;

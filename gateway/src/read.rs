@@ -9,10 +9,7 @@ mod target;
 
 use std::{sync::Arc, time::Duration};
 
-use consistency::{
-    Budget, Chain, Decision, Demand, Evidence, LogPosition, Place, Refusal, Scope, Verdict, decide,
-    judge,
-};
+use consistency::{Chain, Decision, Demand, Evidence, LogPosition, Scope, Verdict, decide, judge};
 use process::trace::SpanKind;
 use tokio::time::Instant;
 
@@ -20,10 +17,11 @@ use crate::{
     answer::{Answer, read_of},
     currency::{Partitions, Waited},
     epochs,
-    error::{Error, Lag},
+    error::Error,
     forward::{self, Fallback},
     gateway::{Gateway, Role},
     memory::{Kept, Source},
+    prospects::{self, Prospects},
     read_models::{Ask, Snapshot},
     request::{Call, PREFERENCE_APPLIED, Wish},
     status::{CACHE_STATUS, CacheStatus, Outcome, Timing},
@@ -114,7 +112,8 @@ impl Read<'_> {
     async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
         loop {
             let scope = self.target.scope;
-            let budget = self.budget(facts.verdict);
+            let behind = (facts.verdict == Verdict::Behind).then(|| self.prospects());
+            let budget = prospects::budget(self.gateway, self.call, behind, self.alone);
             match decide(facts.verdict, scope, &mut self.chain, &budget) {
                 Decision::Serve => match facts.seen.take() {
                     Some(seen) => return self.served(&seen, facts.verdict),
@@ -147,7 +146,7 @@ impl Read<'_> {
                     }
                 },
                 Decision::Pending => return self.pending(),
-                Decision::Refuse(refusal) => return Err(self.refused(refusal)),
+                Decision::Refuse(refusal) => return Err(self.prospects().refused(refusal)),
             }
         }
     }
@@ -347,27 +346,13 @@ impl Read<'_> {
         standing.watermark.is_some_and(|mark| self.demand.at() <= mark)
     }
 
-    fn budget(&self, verdict: Verdict) -> Budget {
-        let place = match self.gateway.place() {
-            Place::Region if self.alone => Place::RegionAlone,
-            place @ (Place::Region | Place::RegionAlone | Place::Primary) => place,
-        };
-        Budget {
-            left_ms: self.call.left_ms(),
-            wait_ms_max: self.gateway.config.read.wait_max.millis(),
-            place,
-            // Whoever is current does not wait.
-            worth_waiting_ms: (verdict == Verdict::Behind)
-                .then(|| self.worth_waiting_ms())
-                .flatten(),
+    fn prospects(&self) -> Prospects<'_> {
+        Prospects {
+            gateway: self.gateway,
+            projection: &self.target.projection,
+            partitions: self.partitions(),
+            at: self.demand.at(),
         }
-    }
-
-    fn worth_waiting_ms(&self) -> Option<u32> {
-        let Role::Region(upstream) = &self.gateway.role else { return None };
-        let trip_ms = upstream.trip_ms()?;
-        let (currency, at) = (&self.gateway.currency, self.demand.at());
-        Some(currency.worth_waiting_ms(&self.target.projection, self.partitions(), at, trip_ms))
     }
 
     /// The version whose tables are read, as far as is known.
@@ -383,31 +368,6 @@ impl Read<'_> {
         let domain = &self.gateway.domain;
         let definition = domain.projection(self.target.projection.as_str(), self.version());
         self.target.partitions(definition)
-    }
-
-    fn lag(&self) -> Lag {
-        let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
-        Lag {
-            demand: Some(self.demand.at()),
-            applied: standing.watermark,
-            lag_ms: self.gateway.seen.progress(self.target.projection.as_str()).lag_ms,
-            estimate_ms: self.gateway.currency.catch_up_ms(
-                &self.target.projection,
-                self.partitions(),
-                self.demand.at(),
-            ),
-        }
-    }
-
-    fn refused(&self, refusal: Refusal) -> Error {
-        match refusal {
-            Refusal::ReplicationPending => Error::ReplicationPending(self.lag()),
-            Refusal::Parked => Error::Parked(self.lag()),
-            Refusal::PrimaryUnreachable => Error::PrimaryUnreachable {
-                detail: "the read asked for it, and it did not answer",
-                source: None,
-            },
-        }
     }
 }
 

@@ -83,6 +83,24 @@ pub fn placing(order: u64) -> anyhow::Result<String> {
     ))
 }
 
+/// The whole request that appends the first event of `id`, which is as that of the order of this number.
+pub fn write_request(id: &str, order: u64) -> anyhow::Result<String> {
+    let body = placing(order)?;
+    Ok(format!(
+        "POST /v1/aggregates/order/{id}/events HTTP/1.1\r\nhost: bench\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+/// The whole request that reads it with the token of its write, and waits.
+pub fn read_request(id: &str, token: &str) -> String {
+    format!(
+        "GET /v1/views/order-detail/{id} HTTP/1.1\r\nhost: bench\r\n\
+         consistency-token: {token}\r\nconsistency-policy: wait;ms=5000\r\n\r\n"
+    )
+}
+
 /// Seals tokens as the gateway does.
 #[derive(Debug)]
 pub struct Tokens {

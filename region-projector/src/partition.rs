@@ -7,7 +7,7 @@ pub(crate) mod parking;
 pub mod plan;
 mod poison;
 mod size;
-pub(crate) mod write;
+pub mod write;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -9,22 +9,14 @@ use compose::nats::event_link;
 use compose::process::{Program, run};
 use compose::tools;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use crate::stack::{EUROPE, add_item, assert_local, caller, place, settled, start};
+use crate::topology::eventually;
 
 const RUNBOOK: &str = include_str!("../../../docs/operating.md");
 const PRIMARY: &str = "us-east";
 const ASIA: &str = "asia-south";
 const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < end, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
 
 /// A command line of the runbook, with what stands for something else there put in its place.
 fn as_written(line: &str, replaced: &[(&str, &str)]) -> Vec<String> {

@@ -1,8 +1,6 @@
 //! What a sealed token says of itself.
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-
-use super::{FORMAT, HEAD_BYTES, KeyId, LogId, MAC_BYTES, TOKEN_CHARS_MAX, Token, TokenStatus};
+use super::{KeyId, LogId, MAC_BYTES, Token, TokenStatus, decoded, key_named_in};
 
 /// What a sealed token says of itself, which nobody has vouched for: for people who look at one, never
 /// for a decision.
@@ -18,20 +16,9 @@ pub struct Unverified {
 impl Unverified {
     /// Reads one. The refusal says whether it is no token or one of another release.
     pub fn read(text: &str) -> Result<Self, TokenStatus> {
-        if TOKEN_CHARS_MAX < text.len() {
-            return Err(TokenStatus::Malformed);
-        }
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenStatus::Malformed)?;
-        match bytes.first() {
-            None => return Err(TokenStatus::Malformed),
-            Some(&FORMAT) => {}
-            Some(&other) => return Err(TokenStatus::UnknownFormat(other)),
-        }
-        if bytes.len() < HEAD_BYTES + MAC_BYTES {
-            return Err(TokenStatus::Malformed);
-        }
+        let bytes = decoded(text)?;
         let token = Token::read(&bytes[..bytes.len() - MAC_BYTES]).ok_or(TokenStatus::Malformed)?;
-        let key = KeyId(u16::from_be_bytes([bytes[1], bytes[2]]));
+        let key = key_named_in(&bytes);
         Ok(Self { key, token, log_tag: [bytes[3], bytes[4], bytes[5], bytes[6]] })
     }
 

@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use consistency::{
-    Budget, Chain, Decision, Demand, Evidence, LogPosition, Place, Refusal, Scope, Verdict, decide,
-    judge,
+    Chain, Decision, Demand, Evidence, LogPosition, Refusal, Scope, Verdict, decide, judge,
 };
 use tokio::time::Instant;
 
@@ -19,10 +18,11 @@ use crate::{
     answer::Answer,
     body::Body,
     currency::{Partitions, Waited},
-    error::{Error, Lag},
+    error::Error,
     forward::Fallback,
     gateway::{Gateway, Role},
     pending,
+    prospects::{self, Prospects},
     request::{Call, PREFERENCE_APPLIED, Wish},
     status::{Outcome, Said, Timing},
 };
@@ -90,7 +90,8 @@ struct Facts {
 impl Read<'_> {
     async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
         loop {
-            let budget = self.budget(facts.verdict);
+            let behind = (facts.verdict == Verdict::Behind).then(|| self.prospects());
+            let budget = prospects::budget(self.gateway, self.call, behind, self.alone);
             match decide(facts.verdict, Scope::Everything, &mut self.chain, &budget) {
                 Decision::Serve => match facts.served.take() {
                     Some(served) => return self.passed_on(served, facts.verdict),
@@ -264,56 +265,24 @@ impl Read<'_> {
 
     /// 202: the caller asked to be told instead of kept waiting. Shows nothing.
     fn pending(&self) -> Answer {
-        let lag = self.lag();
+        let lag = self.prospects().lag();
         let answer = pending::answer(self.gateway, self.call, &lag, None);
         answer.saying(self.said(Outcome::Pending, lag.applied, None))
     }
 
-    fn budget(&self, verdict: Verdict) -> Budget {
-        let place = match self.gateway.place() {
-            Place::Region if self.alone => Place::RegionAlone,
-            place @ (Place::Region | Place::RegionAlone | Place::Primary) => place,
-        };
-        Budget {
-            left_ms: self.call.left_ms(),
-            wait_ms_max: self.gateway.config.read.wait_max.millis(),
-            place,
-            // Whoever is current does not wait.
-            worth_waiting_ms: (verdict == Verdict::Behind)
-                .then(|| self.worth_waiting_ms())
-                .flatten(),
-        }
-    }
-
-    fn worth_waiting_ms(&self) -> Option<u32> {
-        let Role::Region(upstream) = &self.gateway.role else { return None };
-        let trip_ms = upstream.trip_ms()?;
-        let (currency, projection) = (&self.gateway.currency, &self.route.projection);
-        Some(currency.worth_waiting_ms(projection, Partitions::All, self.demand.at(), trip_ms))
-    }
-
-    fn lag(&self) -> Lag {
-        Lag {
-            demand: Some(self.demand.at()),
-            applied: self.standing(),
-            lag_ms: self.gateway.seen.progress(self.route.projection.as_str()).lag_ms,
-            estimate_ms: self.gateway.currency.catch_up_ms(
-                &self.route.projection,
-                Partitions::All,
-                self.demand.at(),
-            ),
+    fn prospects(&self) -> Prospects<'_> {
+        Prospects {
+            gateway: self.gateway,
+            projection: &self.route.projection,
+            partitions: Partitions::All,
+            at: self.demand.at(),
         }
     }
 
     fn refused(&mut self, refusal: Refusal) -> Error {
-        match (self.failure.take(), refusal) {
-            (Some(error), _) => unanswered(error),
-            (None, Refusal::ReplicationPending) => Error::ReplicationPending(self.lag()),
-            (None, Refusal::Parked) => Error::Parked(self.lag()),
-            (None, Refusal::PrimaryUnreachable) => Error::PrimaryUnreachable {
-                detail: "the read asked for it, and it did not answer",
-                source: None,
-            },
+        match self.failure.take() {
+            Some(error) => unanswered(error),
+            None => self.prospects().refused(refusal),
         }
     }
 }

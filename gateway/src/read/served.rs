@@ -139,7 +139,7 @@ impl Read<'_> {
 
     /// 202: the caller asked to be told instead of kept waiting. Shows nothing.
     pub(super) fn pending(&self) -> Result<Answer, Error> {
-        let lag = self.lag();
+        let lag = self.prospects().lag();
         let answer = pending::answer(self.gateway, self.call, &lag, Some(&self.target.view));
         Ok(answer.saying(self.said(Outcome::Pending, lag.applied, None)))
     }

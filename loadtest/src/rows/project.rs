@@ -15,11 +15,11 @@ use compose::postgres::Cluster;
 use compose::{local::PRIMARY, ports};
 use consistency::{Event, EventId, Position};
 use futures::future::try_join_all;
-use projection::sql::ViewStatements;
 use projection::{
-    Changes, DocumentDefinition, Domain, Projection, ProjectionDefinition, StoredState, ViewChanges,
+    Changes, DocumentDefinition, Domain, Projection, ProjectionDefinition, StoredState,
 };
 use region_projector::config::ApplyConfig;
+use region_projector::partition::write;
 use region_projector::{Projector, ProjectorConfig, status};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
@@ -242,79 +242,11 @@ async fn write_all(
         .execute(&mut *transaction)
         .await?;
         ensure!(moved.rows_affected() == 1, "the checkpoint is elsewhere");
-        write_states(&mut transaction, definition, &batch.changes).await?;
-        for (statements, changes) in definition.statements().views.iter().zip(&batch.changes.views)
-        {
-            write_view(&mut transaction, statements, changes).await?;
-        }
+        // The projector's own statements: what is left out is reading, folding and looking.
+        let written = write::write_document(&mut transaction, definition, &batch.changes).await?;
+        ensure!(written, "states are missing");
         transaction.commit().await?;
         from = batch.through.0;
-    }
-    Ok(())
-}
-
-async fn write_states(
-    connection: &mut PgConnection,
-    definition: &ProjectionDefinition,
-    changes: &Changes,
-) -> anyhow::Result<()> {
-    let states = &changes.states;
-    let statement = AssertSqlSafe(definition.statements().write_states.clone());
-    let written: i64 = sqlx::query_scalar(statement)
-        .bind(&states.aggregate_ids)
-        .bind(&states.partitions)
-        .bind(&states.previous_versions)
-        .bind(&states.versions)
-        .bind(&states.epochs)
-        .bind(&states.positions)
-        .bind(&states.created_positions)
-        .bind(&states.states)
-        .fetch_one(connection)
-        .await?;
-    ensure!(usize::try_from(written)? == states.aggregate_ids.len(), "states are missing");
-    Ok(())
-}
-
-async fn write_view(
-    connection: &mut PgConnection,
-    statements: &ViewStatements,
-    changes: &ViewChanges,
-) -> anyhow::Result<()> {
-    match (statements, changes) {
-        (ViewStatements::Row(view), ViewChanges::Row(rows)) => {
-            sqlx::query(AssertSqlSafe(view.upsert.clone()))
-                .bind(&rows.aggregate_ids)
-                .bind(&rows.versions)
-                .bind(&rows.epochs)
-                .bind(&rows.positions)
-                .bind(&rows.data)
-                .execute(connection)
-                .await?;
-        }
-        (ViewStatements::List(view), ViewChanges::List(items)) => {
-            if !items.deleted_keys.is_empty() {
-                sqlx::query(AssertSqlSafe(view.delete.clone()))
-                    .bind(&items.deleted_keys)
-                    .bind(&items.deleted_created_positions)
-                    .bind(&items.deleted_ids)
-                    .execute(&mut *connection)
-                    .await?;
-            }
-            sqlx::query(AssertSqlSafe(view.upsert.clone()))
-                .bind(&items.list_keys)
-                .bind(&items.created_positions)
-                .bind(&items.aggregate_ids)
-                .bind(&items.data)
-                .execute(connection)
-                .await?;
-        }
-        (
-            ViewStatements::Row(_)
-            | ViewStatements::List(_)
-            | ViewStatements::Rollup(_)
-            | ViewStatements::Search(_),
-            ViewChanges::Row(_) | ViewChanges::List(_),
-        ) => anyhow::bail!("orders have rows and lists"),
     }
     Ok(())
 }

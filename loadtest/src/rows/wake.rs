@@ -89,20 +89,12 @@ struct Written {
 impl Waiting {
     async fn place_and_read(&mut self) -> anyhow::Result<()> {
         let order = format!("wake-{}-{}", self.lane, self.placed);
-        let body = seed::placing(self.placed)?;
+        let write = seed::write_request(&order, self.placed)?;
         self.placed += 1;
-        let write = format!(
-            "POST /v1/aggregates/order/{order}/events HTTP/1.1\r\nhost: bench\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
         let answer = self.connection.exchange(write.as_bytes()).await?.succeeded()?;
         let token = answer.header("consistency-token").context("a write has a token")?;
         let written: Written = serde_json::from_slice(answer.body)?;
-        let read = format!(
-            "GET /v1/views/order-detail/{order} HTTP/1.1\r\nhost: bench\r\n\
-             consistency-token: {token}\r\nconsistency-policy: wait;ms=5000\r\n\r\n"
-        );
+        let read = seed::read_request(&order, token);
         let answer = self.connection.exchange(read.as_bytes()).await?.succeeded()?;
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         let status = answer.header("consistency-status").unwrap_or_default();

@@ -8,8 +8,8 @@ use projection::sql::{
     ListStatements, RollupStatements, RowStatements, StateColumns, ViewStatements,
 };
 use projection::{
-    CustomError, CustomEvent, ListChanges, ProjectionDefinition, ProjectionKind, RollupChanges,
-    RowChanges, StateWrites, StoredState, ViewChanges,
+    Changes, CustomError, CustomEvent, ListChanges, ProjectionDefinition, ProjectionKind,
+    RollupChanges, RowChanges, StateWrites, StoredState, ViewChanges,
 };
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -50,29 +50,7 @@ pub async fn write(
     let statements = definition.statements();
     match &plan.writes {
         Writes::Document(changes) => {
-            if !write_states(connection, definition, &changes.states).await? {
-                return Ok(false);
-            }
-            for (view, changes) in statements.views.iter().zip(&changes.views) {
-                match (view, changes) {
-                    (ViewStatements::Row(view), ViewChanges::Row(changes)) => {
-                        write_rows(connection, view, changes).await?;
-                    }
-                    (ViewStatements::Search(view), ViewChanges::Row(changes)) => {
-                        put_rows(connection, &view.delete, &view.upsert, changes).await?;
-                    }
-                    (ViewStatements::List(view), ViewChanges::List(changes)) => {
-                        write_list(connection, view, changes).await?;
-                    }
-                    (
-                        ViewStatements::Row(_)
-                        | ViewStatements::List(_)
-                        | ViewStatements::Rollup(_)
-                        | ViewStatements::Search(_),
-                        ViewChanges::Row(_) | ViewChanges::List(_),
-                    ) => unreachable!("changes are gathered in the order of the views"),
-                }
-            }
+            return write_document(connection, definition, changes).await;
         }
         Writes::Rollup(states, changes) => {
             if !write_states(connection, definition, states).await? {
@@ -94,6 +72,39 @@ pub async fn write(
                 return Ok(false);
             }
             write_custom(connection, definition, events).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Writes what a batch changes in a document projection: its states, and the rows of its views. `false` when a
+/// state is not at the version that it was read at.
+pub async fn write_document(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    changes: &Changes,
+) -> Result<bool, sqlx::Error> {
+    if !write_states(connection, definition, &changes.states).await? {
+        return Ok(false);
+    }
+    for (view, changes) in definition.statements().views.iter().zip(&changes.views) {
+        match (view, changes) {
+            (ViewStatements::Row(view), ViewChanges::Row(changes)) => {
+                write_rows(connection, view, changes).await?;
+            }
+            (ViewStatements::Search(view), ViewChanges::Row(changes)) => {
+                put_rows(connection, &view.delete, &view.upsert, changes).await?;
+            }
+            (ViewStatements::List(view), ViewChanges::List(changes)) => {
+                write_list(connection, view, changes).await?;
+            }
+            (
+                ViewStatements::Row(_)
+                | ViewStatements::List(_)
+                | ViewStatements::Rollup(_)
+                | ViewStatements::Search(_),
+                ViewChanges::Row(_) | ViewChanges::List(_),
+            ) => unreachable!("changes are gathered in the order of the views"),
         }
     }
     Ok(true)

@@ -25,6 +25,7 @@ pub mod health;
 pub mod log;
 pub mod mirror;
 pub mod operator;
+pub mod parity;
 pub mod partition;
 pub mod pause;
 pub mod reader;

@@ -13,6 +13,7 @@ mod limits;
 mod log;
 mod mirroring;
 mod operating;
+mod parity;
 mod processes;
 mod reading;
 mod refusals;

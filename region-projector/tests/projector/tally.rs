@@ -94,6 +94,22 @@ pub fn domain_with_totals() -> Domain {
     Domain::builder().projection(tallies).projection(totals).build().unwrap()
 }
 
+/// Versions of the tallies and of the totals, each with its number of partitions.
+pub fn domain_of_versions(versions: &[(u32, u16)]) -> Domain {
+    let domain = versions.iter().fold(Domain::builder(), |domain, (version, partition_count)| {
+        let tallies = Projection::document("tallies", *version, "tally", Tallies)
+            .row("tally")
+            .list("by-list")
+            .partitions(*partition_count);
+        let totals = Projection::rollup("totals", *version, "tally", "total", Totals)
+            .sum("total")
+            .max("largest")
+            .partitions(*partition_count);
+        domain.projection(tallies).projection(totals)
+    });
+    domain.build().unwrap()
+}
+
 /// What a later release knows: another event type, and a newer schema of `Added`.
 #[derive(Serialize, Deserialize)]
 pub enum NewerTallyEvent {

@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
-use consistency::Event;
+use consistency::{Event, Name, SchemaVersion};
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
-use crate::decode::decode;
+use crate::decode::{decode, is_known};
 use crate::{FoldError, ProjectionError, Upcasters};
 
 /// What to do in the region's database when events of one aggregate type happen. For what neither rows
@@ -105,6 +105,10 @@ impl CustomDefinition {
         self.custom.tables()
     }
 
+    pub(crate) fn knows(&self, event_type: &Name, schema: SchemaVersion) -> bool {
+        self.custom.knows(event_type, schema, &self.upcasters)
+    }
+
     /// Decodes an event; its aggregate is to be parked when that fails.
     pub fn decode(&self, event: &Event) -> Result<CustomEvent, ProjectionError> {
         let decoded = self.custom.decode(event, &self.upcasters)?;
@@ -131,6 +135,9 @@ pub(crate) trait ErasedCustom: Send + Sync {
         upcasters: &Upcasters,
     ) -> Result<Box<dyn Any + Send + Sync>, ProjectionError>;
 
+    /// As [`crate::ProjectionDefinition::knows`].
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool;
+
     fn apply<'a>(
         &'a self,
         transaction: &'a mut PgConnection,
@@ -151,6 +158,10 @@ impl<C: Custom> ErasedCustom for TypedCustom<C> {
         upcasters: &Upcasters,
     ) -> Result<Box<dyn Any + Send + Sync>, ProjectionError> {
         Ok(Box::new(decode::<C::Event>(event, upcasters)?))
+    }
+
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool {
+        is_known::<C::Event>(event_type, schema, upcasters)
     }
 
     fn apply<'a>(

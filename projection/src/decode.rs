@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use consistency::Event;
+use consistency::{Event, Name, SchemaVersion};
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, Visitor};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,18 @@ pub(crate) fn decode<E: DeserializeOwned>(
         DecodeError::UnknownType => ProjectionError::UnknownEventType(event.event_type.clone()),
         DecodeError::Data(error) => ProjectionError::Decode(error),
     })
+}
+
+/// Whether events of a type and a schema version can be decoded, as far as their names say.
+pub(crate) fn is_known<E: DeserializeOwned>(
+    event_type: &Name,
+    schema_version: SchemaVersion,
+    upcasters: &Upcasters,
+) -> bool {
+    // The variant is chosen before its content is looked at.
+    let tagged = Tagged { event_type: event_type.as_str(), data: serde_json::Value::Null };
+    schema_version <= upcasters.current(event_type.as_str())
+        && !matches!(E::deserialize(tagged), Err(DecodeError::UnknownType))
 }
 
 /// The event type and the data of an event, in the order of the fields of its variant.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use consistency::{AggregateId, Name, PartitionCount};
+use consistency::{AggregateId, Name, PartitionCount, SchemaVersion};
 
 use crate::custom::{ErasedCustom, TypedCustom};
 use crate::document::ErasedDocument;
@@ -382,6 +382,16 @@ impl ProjectionDefinition {
         match &self.kind {
             ProjectionKind::Document(document) => Some(document),
             ProjectionKind::Rollup(_) | ProjectionKind::Custom(_) => None,
+        }
+    }
+
+    /// Whether events of this type and schema version can be read by these rules. Where they cannot,
+    /// another binary's may.
+    pub fn knows(&self, event_type: &Name, schema: SchemaVersion) -> bool {
+        match &self.kind {
+            ProjectionKind::Document(document) => document.knows(event_type, schema),
+            ProjectionKind::Rollup(rollup) => rollup.knows(event_type, schema),
+            ProjectionKind::Custom(custom) => custom.knows(event_type, schema),
         }
     }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use consistency::{
-    Admission, AggregateId, Epoch, Event, LogPosition, Name, Position, Version, admit,
+    Admission, AggregateId, Epoch, Event, LogPosition, Name, Position, SchemaVersion, Version,
+    admit,
 };
 use serde::Serialize;
 
@@ -258,6 +259,10 @@ impl DocumentDefinition {
 
     pub(crate) fn set_upcasters(&mut self, upcasters: Arc<Upcasters>) {
         self.upcasters = upcasters;
+    }
+
+    pub(crate) fn knows(&self, event_type: &Name, schema: SchemaVersion) -> bool {
+        self.document.knows(event_type, schema, &self.upcasters)
     }
 
     /// The state after the next event of the aggregate; the next, or it is an error. For reading an

@@ -3,11 +3,11 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use consistency::{Admission, Event, LogPosition, Position, Version, admit};
+use consistency::{Admission, Event, LogPosition, Name, Position, SchemaVersion, Version, admit};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::decode::decode;
+use crate::decode::{decode, is_known};
 use crate::{FoldError, ProjectionError, StoredState, Upcasters};
 
 /// Longest state as JSON, in bytes.
@@ -104,6 +104,9 @@ pub(crate) trait ErasedFold: Send + Sync {
 
     /// A stored state as it was.
     fn decode(&self, stored: &StoredState) -> Result<Folded, ProjectionError>;
+
+    /// As [`crate::ProjectionDefinition::knows`].
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool;
 }
 
 pub(crate) struct TypedFold<F>(pub(crate) F);
@@ -158,6 +161,10 @@ impl<F: Fold> ErasedFold for TypedFold<F> {
             None => None,
         };
         Ok(Folded { version: stored.version, at: stored.at, created: stored.created, state })
+    }
+
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool {
+        is_known::<F::Event>(event_type, schema, upcasters)
     }
 }
 

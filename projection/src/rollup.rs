@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use consistency::{Event, LogPosition};
+use consistency::{Event, LogPosition, Name, SchemaVersion};
 use serde::de::DeserializeOwned;
 
-use crate::decode::decode;
+use crate::decode::{decode, is_known};
 use crate::fold::{ErasedFold, TypedFold, encode_state, guarded};
 use crate::{
     Fold, FoldError, Folded, LIST_KEY_BYTES_MAX, ProjectionError, StoredState, Upcasters,
@@ -207,6 +207,10 @@ impl RollupDefinition {
         self.columns.iter().map(|column| column.name)
     }
 
+    pub(crate) fn knows(&self, event_type: &Name, schema: SchemaVersion) -> bool {
+        self.rollup.knows(event_type, schema, &self.upcasters)
+    }
+
     /// What `events` add, which follow `before` in the order of their aggregate without a gap. Goes
     /// as far as it can.
     pub fn count(&self, before: &StoredState, events: &[&Event]) -> Counted {
@@ -312,6 +316,9 @@ pub(crate) trait ErasedRollup: Send + Sync {
 
     /// What is to be kept.
     fn end(&self, folded: &Folded) -> Result<Option<String>, ProjectionError>;
+
+    /// As [`crate::ProjectionDefinition::knows`].
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool;
 }
 
 pub(crate) struct TypedRollup<R>(pub(crate) R);
@@ -335,6 +342,10 @@ impl<R: Rollup> ErasedRollup for TypedRollup<R> {
 
     fn end(&self, _: &Folded) -> Result<Option<String>, ProjectionError> {
         Ok(None)
+    }
+
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool {
+        is_known::<R::Event>(event_type, schema, upcasters)
     }
 }
 
@@ -374,5 +385,9 @@ impl<S: Summary> ErasedRollup for TypedSummary<S> {
 
     fn end(&self, folded: &Folded) -> Result<Option<String>, ProjectionError> {
         encode_state(&self.0, folded)
+    }
+
+    fn knows(&self, event_type: &Name, schema: SchemaVersion, upcasters: &Upcasters) -> bool {
+        self.0.knows(event_type, schema, upcasters)
     }
 }

@@ -3,10 +3,12 @@
 //! An aggregate is parked at the first event that could not be applied; that event and all its later
 //! ones are its letters. [`retry()`] applies them in order, [`discard()`] gives the first one up. Both
 //! lock the checkpoint of the partition and raise its fence, so that a running projector is displaced
-//! and reads again what is parked, and both end in an announcement that the caller makes.
+//! and reads again what is parked, and both end in an announcement that the caller makes. Where events
+//! are missing before the first letter, [`fill_gap()`] adds them from the log.
 
 mod decision;
 mod discard;
+mod gap;
 mod newly_known;
 mod retry;
 
@@ -18,11 +20,13 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
+use crate::log::LogError;
 use crate::start::key_of;
 
 pub use decision::{Actor, Decision, decisions};
 pub use discard::{Discarded, discard};
-pub use newly_known::retry_newly_known;
+pub use gap::fill_gap;
+pub use newly_known::newly_known;
 pub use retry::{Retried, StillParked, retry};
 
 /// Why letters are where they were: nothing was changed.
@@ -74,6 +78,17 @@ pub enum DeadLetterError {
     /// A name or id that breaks its bounds.
     #[error("a stored name breaks its bounds")]
     Name(#[from] NameError),
+    /// The primary's log could not be read.
+    #[error("the primary's log cannot be asked for what is missing")]
+    Log(#[from] LogError),
+    /// More is missing than may be read from the log for one aggregate.
+    #[error(
+        "the log has more than {max} events (apply.gap_events_max) after the aggregate's state"
+    )]
+    TooMuchMissing {
+        /// The bound.
+        max: usize,
+    },
     /// A state is not at the version that it was read at, under the lock that should prevent it.
     #[error("the state changed under the lock of its checkpoint")]
     StateChanged,
@@ -158,29 +173,6 @@ pub async fn show(
 ) -> Result<Vec<DeadLetter>, DeadLetterError> {
     let mut connection = pool.acquire().await?;
     Ok(letters(&mut connection, key, aggregate, count_max).await?)
-}
-
-/// The aggregates of a version that are parked for one of these reasons, or for any.
-pub async fn parked_for(
-    pool: &PgPool,
-    key: &VersionKey,
-    reasons: Option<&[String]>,
-) -> Result<Vec<AggregateId>, DeadLetterError> {
-    let rows = sqlx::query!(
-        "select aggregate_type, aggregate_id from parked
-         where projection = $1 and version = $2 and ($3::text[] is null or reason = any($3))
-         order by position",
-        key.projection.as_str(),
-        key.version_column(),
-        reasons,
-    )
-    .fetch_all(pool)
-    .await?;
-    let aggregates = rows.into_iter().map(|row| {
-        let kind = consistency::Name::new(row.aggregate_type)?;
-        AggregateId::new(kind, row.aggregate_id)
-    });
-    Ok(aggregates.collect::<Result<_, _>>()?)
 }
 
 /// Takes the aggregate's partition over, with the lock of its checkpoint. Nobody is displaced for an

@@ -1,6 +1,7 @@
 //! One version of a projection: takes its share of the partitions, lets them run, and starts anew when
 //! its share changes or the database turns out not to be what memory says.
 
+mod letters;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use crate::breaker::{self, Trip};
 use crate::chain::Broken;
 use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
 use crate::config::ApplyConfig;
-use crate::dead_letters::{self, DeadLetterError};
+use crate::dead_letters::DeadLetterError;
 use crate::epochs::{self, Epochs};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
@@ -143,10 +144,9 @@ impl Engine {
         let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
         let mut seen = self.shared.sharing.seen();
         let mut held = Holdings::new();
-        let mut letters_retried = false;
         telemetry.begun(&self.key);
         while let Some(aim) = self.next_aim(&mut seen, &stop).await {
-            let turn = self.turn(&aim, &mut held, &mut letters_retried, &stop).await;
+            let turn = self.turn(&aim, &mut held, &stop).await;
             let error = match turn {
                 Ok(()) => {
                     backoff.reset();
@@ -223,17 +223,14 @@ impl Engine {
         &self,
         aim: &Aim,
         held: &mut Holdings,
-        letters_retried: &mut bool,
         stop: &CancellationToken,
     ) -> Result<(), TurnError> {
         match aim {
             Aim::Apply(wanted) => {
-                if !std::mem::replace(letters_retried, true) && !wanted.is_empty() {
-                    let retried = stop.run_until_cancelled(self.retry_letters()).await;
-                    *letters_retried = matches!(retried, Some(Ok(())));
-                    retried.unwrap_or(Ok(()))?;
-                }
                 self.settle(wanted, held).await?;
+                // What is under way when it is stopped is taken back.
+                let retried = stop.run_until_cancelled(self.retry_letters(held)).await;
+                retried.unwrap_or(Ok(()))?;
                 self.shared.health.well(Part::Database, &self.key);
                 self.shared.health.well(Part::Chain, &self.key);
                 self.session(aim, held, stop).await
@@ -251,12 +248,6 @@ impl Engine {
                 Ok(())
             }
         }
-    }
-
-    /// What an older binary could not apply.
-    async fn retry_letters(&self) -> Result<(), DeadLetterError> {
-        let Shared { pool, config, announcer, .. } = &self.shared;
-        dead_letters::retry_newly_known(pool, &self.definition, config, announcer).await
     }
 
     /// Until an operator resumes.

@@ -23,6 +23,7 @@ use crate::announce::Announcer;
 use crate::checkpoint::{Held, VersionKey};
 use crate::config::ProjectorConfig;
 use crate::dead_letters::{self, Actor, DeadLetterError, Decision, ParkedAggregate, Retried};
+use crate::log::{LogClient, LogError};
 use crate::start::key_of;
 use crate::status::Status;
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
@@ -137,6 +138,9 @@ pub enum OperatorError {
     /// Another binary may have it.
     #[error("{0} is not in this binary")]
     UnknownVersion(VersionKey),
+    /// The way to the primary's log is not usable.
+    #[error("the way to the primary's log is not usable")]
+    Log(#[from] LogError),
     /// The connection to NATS cannot be set up as configured.
     #[error("the connection to NATS cannot be set up")]
     Nats(#[from] async_nats::ConnectError),
@@ -304,6 +308,8 @@ impl Operator<'_> {
         let definition = self.definition(target).await?;
         let aggregate = target.aggregate()?;
         let apply = &self.config.apply;
+        let log = LogClient::new(&self.config.primary_log)?.of_region(&self.config.region);
+        Box::pin(dead_letters::fill_gap(self.pool, definition, &aggregate, apply, &log)).await?;
         let retried = dead_letters::retry(self.pool, definition, &aggregate, apply, actor).await?;
         let Retried { held, applied_count, stopped } = retried;
         self.announce(definition, &held, &aggregate).await?;

@@ -2,7 +2,7 @@
 
 mod ahead;
 pub mod failure;
-mod gap;
+pub(crate) mod gap;
 pub(crate) mod parking;
 pub mod plan;
 mod poison;

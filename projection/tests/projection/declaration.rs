@@ -125,6 +125,26 @@ fn events_of_every_known_schema_decode_to_the_newest() {
 }
 
 #[test]
+fn rules_say_which_events_they_know_whatever_is_in_them() {
+    let domain = Domain::builder()
+        .aggregate("note", Notes)
+        .upcaster("Written", 1, unwrap_owner)
+        .projection(declared(1))
+        .projection(Projection::rollup("counts", 1, "note", "count", NoteCount).sum("notes"))
+        .build()
+        .unwrap();
+    for definition in domain.projections() {
+        let knows = |event_type: &str, schema| {
+            definition.knows(&Name::new(event_type).unwrap(), SchemaVersion::new(schema).unwrap())
+        };
+        assert!(knows("Written", 1) && knows("Written", 2), "{}", definition.name());
+        assert!(!knows("Written", 3) && !knows("Shredded", 2), "{}", definition.name());
+        // The one that counts takes whatever else there is for something that it does not count.
+        assert_eq!(knows("Shredded", 1), definition.document().is_none(), "{}", definition.name());
+    }
+}
+
+#[test]
 fn an_upcaster_that_panics_is_poison_like_a_fold_that_does() {
     let domain = Domain::builder()
         .aggregate("note", Notes)

@@ -29,6 +29,9 @@ pub struct ApplyConfig {
     pub idle_store_interval: Period,
     /// Stored checkpoints are compared with memory this often, to notice a database that went back.
     pub verify_interval: Period,
+    /// Letters of event types and schema versions that an older process parks in its partitions are
+    /// applied this often by one that knows them. Those of its own it applies as it takes them over.
+    pub letters_look_interval: Period,
     /// The first pause after an error; it doubles up to `retry_pause_max`.
     pub retry_pause_min: Period,
     /// The longest pause after an error.
@@ -58,6 +61,7 @@ impl Default for ApplyConfig {
             partitions: None,
             idle_store_interval: Period::from_secs(1),
             verify_interval: Period::from_secs(1),
+            letters_look_interval: Period::from_secs(30),
             retry_pause_min: Period::from_millis(50),
             retry_pause_max: Period::from_secs(1),
             attempt_timeout: Period::from_secs(30),

@@ -1,55 +1,59 @@
-//! Retries what an older binary did not know.
+//! Letters that were not known to the binary that parked them, and are to this one.
 
 use std::collections::BTreeSet;
 
+use consistency::{AggregateId, Name, SchemaVersion, header};
 use projection::ProjectionDefinition;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
-use super::{Actor, DeadLetterError, parked_for, retry};
-use crate::announce::Announcer;
-use crate::config::ApplyConfig;
-use crate::health::chain_of;
+use super::DeadLetterError;
 use crate::start::key_of;
 
 /// Reasons that another binary may do away with: the kinds of
 /// [`projection::ProjectionError::newer_binary_may_know`].
 const REASONS: [&str; 2] = ["unknown-event-type", "unknown-schema-version"];
 
-/// Retries every aggregate of a version that is parked for an event type or a schema version that was
-/// not known. What is still not known stays as it is.
-pub async fn retry_newly_known(
-    pool: &PgPool,
+/// The aggregates of these partitions that are parked at an event which was not known, and is by now.
+/// As many as the breaker lets be parked.
+pub async fn newly_known(
+    connection: &mut PgConnection,
     definition: &ProjectionDefinition,
-    config: &ApplyConfig,
-    announcer: &Announcer,
-) -> Result<(), DeadLetterError> {
+    partitions: &BTreeSet<u16>,
+) -> Result<Vec<AggregateId>, DeadLetterError> {
     let key = key_of(definition);
-    let reasons = REASONS.map(str::to_owned);
-    for aggregate in parked_for(pool, &key, Some(&reasons)).await? {
-        match retry(pool, definition, &aggregate, config, &Actor::projector()).await {
-            Ok(retried) => {
-                let (held, at) = (retried.held, retried.held.mark.position);
-                let touched = BTreeSet::from([aggregate.key()]);
-                announcer.announce(&key, &held, at, at, &touched).await;
-            }
-            Err(error @ (DeadLetterError::Database(_) | DeadLetterError::Checkpoint(_))) => {
-                return Err(error);
-            }
-            // An operator was quicker.
-            Err(DeadLetterError::NotParked { .. }) => {}
-            // One that cannot be read must not keep the others, nor the start.
-            Err(
-                error @ (DeadLetterError::NoCheckpoint(_)
-                | DeadLetterError::OtherType { .. }
-                | DeadLetterError::NotFirst { .. }
-                | DeadLetterError::Letter { .. }
-                | DeadLetterError::Name(_)
-                | DeadLetterError::StateChanged),
-            ) => {
-                let error = chain_of(&error);
-                tracing::warn!(version = %key, %aggregate, error, "letters cannot be retried");
-            }
-        }
-    }
-    Ok(())
+    let partitions: Vec<i32> = partitions.iter().copied().map(i32::from).collect();
+    let rows = sqlx::query!(
+        r#"select parked.aggregate_id, letter.headers->>$6 as "event_type?",
+               letter.headers->>$7 as "schema_version?"
+           from parked join dead_letter as letter using (projection, version, position)
+           where parked.projection = $1 and parked.version = $2 and parked.aggregate_type = $3
+               and parked.partition = any($4) and parked.reason = any($5)
+           order by parked.position"#,
+        key.projection.as_str(),
+        key.version_column(),
+        definition.aggregate_type().as_str(),
+        &partitions,
+        &REASONS.map(str::to_owned),
+        header::EVENT_TYPE,
+        header::SCHEMA_VERSION,
+    )
+    .fetch_all(connection)
+    .await?;
+    let known = rows.into_iter().filter(|row| {
+        let (event_type, schema) = (row.event_type.as_deref(), row.schema_version.as_deref());
+        is_known(definition, event_type, schema).unwrap_or(false)
+    });
+    let kind = definition.aggregate_type();
+    let aggregates = known.map(|row| AggregateId::new(kind.clone(), row.aggregate_id));
+    Ok(aggregates.collect::<Result<_, _>>()?)
+}
+
+fn is_known(
+    definition: &ProjectionDefinition,
+    event_type: Option<&str>,
+    schema: Option<&str>,
+) -> Option<bool> {
+    let event_type = Name::new(event_type?).ok()?;
+    let schema = SchemaVersion::new(schema?.parse().ok()?)?;
+    Some(definition.knows(&event_type, schema))
 }

@@ -57,6 +57,8 @@ impl Engine {
             ended = &mut reader.0 => why(ended, &mut partitions, &mut rested, held).await,
             // Partitions are to go to others, or to come here, or an operator has stopped everything.
             () = self.aim_changed(aim) => Ok(()),
+            // Displaces whoever holds their partitions.
+            never = self.look_at_letters() => match never {},
             // Only notices what nobody else would while nothing is written.
             () = self.went_back() => {
                 rested.forget_all = true;

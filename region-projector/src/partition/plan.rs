@@ -13,7 +13,7 @@ use projection::{
 use crate::health::chain_of;
 
 /// Reason of an aggregate whose events leave a version out.
-const REASON_GAP: &str = "gap";
+pub(crate) const REASON_GAP: &str = "gap";
 
 /// What the database says about the aggregates of a batch, read under the lock of the partition's
 /// checkpoint.

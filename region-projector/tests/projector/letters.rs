@@ -7,7 +7,7 @@ use region_projector::dead_letters::{self, Actor, DeadLetterError, Retried};
 use crate::tally::{domain, domain_with_totals, newer_domain};
 use crate::world::{World, eventually, stop, tallies};
 
-fn aggregate(id: &str) -> AggregateId {
+pub fn aggregate(id: &str) -> AggregateId {
     AggregateId::new(Name::new("tally").unwrap(), id).unwrap()
 }
 
@@ -15,7 +15,7 @@ fn of<'a>(domain: &'a Domain, projection: &str) -> &'a ProjectionDefinition {
     domain.projection(projection, 1).unwrap()
 }
 
-async fn retry(world: &World, domain: &Domain, id: &str) -> Result<Retried, DeadLetterError> {
+pub async fn retry(world: &World, domain: &Domain, id: &str) -> Result<Retried, DeadLetterError> {
     let (definition, config) = (of(domain, "tallies"), world.config().apply);
     dead_letters::retry(&world.pool, definition, &aggregate(id), &config, &Actor::new("ada")).await
 }
@@ -39,7 +39,7 @@ async fn discard(
     .await
 }
 
-async fn parked(world: &World) -> Vec<(String, i64, String)> {
+pub async fn parked(world: &World) -> Vec<(String, i64, String)> {
     sqlx::query_as("select aggregate_id, position, reason from parked order by aggregate_id")
         .fetch_all(&world.pool)
         .await
@@ -274,41 +274,6 @@ async fn the_parked_are_read_under_the_lock_that_the_commit_holds() {
     world.stored(at).await;
     assert_eq!(world.tally("a").await, Some((1, 1)));
     assert_eq!(world.count("select count(*) from dead_letter").await, 1);
-    stop(projector).await;
-}
-
-#[tokio::test]
-async fn a_newer_binary_applies_at_its_start_what_an_older_one_did_not_know() {
-    let world = World::start().await;
-    let projector = world.projector(domain()).await;
-    world.add("a", 3).await;
-    world.happen("a", "Doubled", "{}").await;
-    world.add("a", 1).await;
-    let poison = world.add("b", 13).await;
-    let mut newer = world.log.append("c", "Added", r#"{"n":5,"times":2}"#);
-    newer.schema_version = consistency::SchemaVersion::new(2).unwrap();
-    world.publish(&newer).await;
-    world.stored(newer.at.position).await;
-    let reasons: Vec<_> = parked(&world).await.into_iter().map(|(_, _, reason)| reason).collect();
-    assert_eq!(reasons, ["unknown-event-type", "fold", "unknown-schema-version"]);
-    stop(projector).await;
-    // The same binary again knows no more.
-    let projector = world.projector(domain()).await;
-    world.stored(world.add("z", 1).await).await;
-    assert_eq!(parked(&world).await.len(), 3);
-    stop(projector).await;
-
-    let mut announcements = world.announcements().await;
-    let projector = world.projector(newer_domain()).await;
-    let key = aggregate("a").key().hint();
-    announcements.find(|said| said.keys.as_ref().is_some_and(|keys| keys.contains(&key))).await;
-    eventually("both are applied", async || parked(&world).await.len() == 1).await;
-    assert_eq!(world.tally("a").await, Some((7, 3)));
-    assert_eq!(world.tally("c").await, Some((10, 1)));
-    let left = [("b".to_owned(), poison.as_i64(), "fold".to_owned())];
-    assert_eq!(parked(&world).await, left, "thirteen was no lack of knowledge");
-    world.stored(world.add("a", 1).await).await;
-    assert_eq!(world.tally("a").await, Some((8, 4)));
     stop(projector).await;
 }
 

@@ -142,9 +142,10 @@ impl Shared {
                 Response::new(Full::new(serde_json::to_vec(&*epochs).unwrap().into()))
             }
             "/internal/log" => self.page(request.uri().query().unwrap_or_default()),
-            path if path.starts_with("/internal/log/tally/") => {
+            path if path.starts_with("/internal/log/") => {
                 let id = path.rsplit('/').next().unwrap();
-                self.aggregate(id, request.uri().query().unwrap_or_default())
+                let id = percent_encoding::percent_decode_str(id).decode_utf8().unwrap();
+                self.aggregate(&id, request.uri().query().unwrap_or_default())
             }
             _ => refused(StatusCode::NOT_FOUND),
         }

@@ -4,6 +4,7 @@
 
 mod apply;
 mod custom;
+mod deploy;
 mod epochs;
 mod faults;
 mod gaps;

@@ -3,6 +3,7 @@
 use consistency::{AggregateId, Name};
 use serde_json::Value;
 
+use crate::processes::PLACED;
 use crate::world::{World, eventually, stop};
 
 #[tokio::test]
@@ -148,4 +149,61 @@ async fn status_shows_a_lag_while_a_projection_is_paused() {
     world.orders_stored(last).await;
     world.orders_are_exactly(11).await;
     process.leave().await;
+}
+
+/// What it held of the order is lost, and the log cannot be asked in time.
+async fn park_for_a_gap(world: &World) {
+    let mut config = world.config();
+    config.apply.gap_wait_max = process::config::Period::from_millis(100);
+    let projector = world.try_projector(config, orders::domain().unwrap()).await.unwrap();
+    let placed = world.log.append_to("order", "o-1", "OrderPlaced", PLACED);
+    world.publish(&placed).await;
+    world.orders_stored(placed.at.position).await;
+    for table in ["state", "order_detail", "orders_by_customer", "orders_by_status"] {
+        let delete = format!("delete from orders_v1_{table}");
+        sqlx::query(sqlx::AssertSqlSafe(delete)).execute(&world.pool).await.unwrap();
+    }
+    world.log.set_cut(true);
+    let shipped = world.log.append_to("order", "o-1", "OrderShipped", "{}");
+    world.publish(&shipped).await;
+    world.orders_stored(shipped.at.position).await;
+    assert_eq!(world.count("select count(*) from parked where reason = 'gap'").await, 1);
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn a_retry_asks_the_log_for_the_events_that_are_missing() {
+    let world = World::start().await;
+    park_for_a_gap(&world).await;
+    let retry = ["dead-letters", "retry", "orders", "order", "o-1"];
+    let in_vain = world.operate(&retry).await;
+    let said = String::from_utf8_lossy(&in_vain.stderr).into_owned();
+    assert!(
+        !in_vain.status.success() && said.contains("cannot be asked for what is missing"),
+        "{said}"
+    );
+    assert_eq!(world.count("select count(*) from dead_letter").await, 1, "all is as it was");
+
+    // The log does not have it either.
+    world.log.set_cut(false);
+    world.log.withhold(consistency::Position::new(1));
+    let in_vain = world.operate(&retry).await;
+    let said = String::from_utf8_lossy(&in_vain.stdout).into_owned();
+    assert!(!in_vain.status.success() && said.contains("parked at position 2 (gap)"), "{said}");
+
+    world.log.withhold(None);
+    let said = world.told(&retry).await;
+    assert_eq!(said, "2 letters of order/o-1 applied, not parked any more\n");
+    let row = "select version from orders_v1_order_detail
+               where aggregate_id = 'o-1' and data->>'status' = 'shipped'";
+    assert_eq!(world.count(row).await, 2);
+    let left = "select (select count(*) from parked) + (select count(*) from dead_letter)";
+    assert_eq!(world.count(left).await, 0);
+    // The next start is not in its way.
+    let projector = world.projector(orders::domain().unwrap()).await;
+    let delivered = world.log.append_to("order", "o-1", "OrderDelivered", "{}");
+    world.publish(&delivered).await;
+    world.orders_stored(delivered.at.position).await;
+    assert_eq!(world.count("select version from orders_v1_order_detail").await, 3);
+    stop(projector).await;
 }

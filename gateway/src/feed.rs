@@ -188,11 +188,12 @@ pub async fn refresh(gateway: &Gateway, readiness: &Readiness) -> Result<(), Que
         let of: Vec<&StoredCheckpoint> =
             stored.iter().filter(|stored| stored.projection == name.as_str()).collect();
         match of.first() {
-            Some(first) if gateway.domain.projection(name.as_str(), first.version).is_some() => {
+            Some(first) if gateway.read_models.learn(first) => {
                 observe(gateway, name, moments[name], &of);
                 measure(gateway, name, &of);
             }
-            Some(first) => absent.push(format!("{name} v{} is not in this binary", first.version)),
+            Some(first) => absent
+                .push(format!("the rules of {name} v{} are not in this binary", first.version)),
             None => absent.push(format!("{name} has no active version yet")),
         }
     }

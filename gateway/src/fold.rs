@@ -41,7 +41,9 @@ impl Rules<'_> {
     fn name(self) -> FoldName {
         let (kind, name, version) = match self {
             Self::Aggregate(rules) => (FoldKind::Aggregate, rules.kind(), rules.version()),
-            Self::Projection(rules, _) => (FoldKind::Projection, rules.name(), rules.version()),
+            Self::Projection(rules, _) => {
+                (FoldKind::Projection, rules.name(), rules.declared_version())
+            }
         };
         FoldName { kind, name: name.clone(), version }
     }

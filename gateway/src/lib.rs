@@ -48,6 +48,7 @@ mod token_carrier;
 mod trace;
 mod turns;
 mod upstream;
+mod versions;
 mod waiters;
 mod write;
 

@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use consistency::{Chain, Decision, Demand, Evidence, LogPosition, Scope, Verdict, decide, judge};
 use process::trace::SpanKind;
+use projection::ProjectionDefinition;
 use tokio::time::Instant;
 
 use crate::{
@@ -356,18 +357,21 @@ impl Read<'_> {
     }
 
     /// The version whose tables are read, as far as is known.
-    fn version(&self) -> u32 {
+    fn version(&self) -> Option<u32> {
         if self.target.is_on_demand {
-            return self.target.newest_version;
+            return Some(self.target.newest_version);
         }
-        let standing = self.gateway.currency.standing(&self.target.projection, Partitions::All);
-        standing.version.unwrap_or(self.target.newest_version)
+        self.gateway.currency.standing(&self.target.projection, Partitions::All).version
+    }
+
+    /// Its rules, when they are in this binary.
+    fn definition(&self) -> Option<Arc<ProjectionDefinition>> {
+        let version = self.version()?;
+        self.gateway.read_models.definition(&self.target.projection, version)
     }
 
     fn partitions(&self) -> Partitions {
-        let domain = &self.gateway.domain;
-        let definition = domain.projection(self.target.projection.as_str(), self.version());
-        self.target.partitions(definition)
+        self.target.partitions(self.definition().as_deref())
     }
 }
 

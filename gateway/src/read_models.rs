@@ -1,6 +1,6 @@
 //! The region's read models: rows, and in the same snapshot what says how current they are.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use consistency::{AggregateId, Epoch, EpochHistory, LogPosition, Name, Position};
 use projection::{
@@ -12,7 +12,10 @@ use projection::{
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
 
-use crate::gather::{Asker, GatherBounds, Line};
+use crate::{
+    gather::{Asker, GatherBounds},
+    versions::{KnownVersion, Versions},
+};
 
 /// Parked aggregates that one answer looks at; beyond, any aggregate may be parked.
 const PARKED_COUNT_MAX: i64 = 1000;
@@ -26,14 +29,17 @@ pub enum QueryError {
     /// A column holds what it never may.
     #[error("the region's database holds what it never may")]
     Column(#[from] ColumnError),
-    /// The version that is active is not in this binary.
-    #[error("version {version} of projection {projection} is not in this binary")]
+    /// The rules of the version that is active are not in this binary.
+    #[error("the rules of version {version} of projection {projection} are not in this binary")]
     UnknownVersion {
         /// The projection.
         projection: Name,
         /// The active version.
         version: u32,
     },
+    /// No version of the projection is active yet.
+    #[error("no version of projection {0} is active")]
+    NoActiveVersion(Name),
     /// The definition and its statements do not belong together.
     #[error("the view has no statements of its kind")]
     Statements,
@@ -56,9 +62,23 @@ impl QueryError {
                 .is_some_and(|error| error.code().as_deref() == Some(ADMIN_SHUTDOWN)),
             Self::Column(_)
             | Self::UnknownVersion { .. }
+            | Self::NoActiveVersion(_)
             | Self::Statements
             | Self::TimedOut
             | Self::Gathered(_) => false,
+        }
+    }
+
+    /// Whether the database was there and refused, as it does when a table is gone.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unavailable(error) => error.as_database_error().is_some(),
+            Self::Gathered(error) => error.is_refusal(),
+            Self::Column(_)
+            | Self::UnknownVersion { .. }
+            | Self::NoActiveVersion(_)
+            | Self::Statements
+            | Self::TimedOut => false,
         }
     }
 }
@@ -143,6 +163,8 @@ pub struct StoredCheckpoint {
     pub projection: String,
     /// Its active version.
     pub version: u32,
+    /// The number of that version's rules.
+    pub definition: u32,
     /// How many partitions it has.
     pub partition_count: u16,
     /// The partition.
@@ -158,14 +180,10 @@ pub struct StoredCheckpoint {
 /// Reads them, so many at a time.
 #[derive(Debug)]
 pub struct ReadModels {
-    /// Every version of every projection, as the domain has them.
-    definitions: Vec<Arc<ProjectionDefinition>>,
+    versions: Versions,
     // Readers that one commit releases stand in line here instead of at the pool, whose waits end in
     // errors.
     asker: Asker,
-    /// By the place of the projection in the domain, and of the view in the projection. Empty when
-    /// every read asks for itself.
-    lines: HashMap<(usize, usize), Arc<Line>>,
 }
 
 /// What is asked, of which version, and how new the answer must be.
@@ -178,7 +196,7 @@ pub struct Ask<'a> {
     /// What of the view.
     pub question: &'a Question,
     /// The version that is believed to be active; the snapshot is of the one that is.
-    pub version: u32,
+    pub version: Option<u32>,
     /// A snapshot that is being taken already will do.
     pub join: bool,
 }
@@ -193,9 +211,13 @@ impl ReadModels {
         gather: Option<GatherBounds>,
     ) -> Self {
         let asker = Asker { pool, queries: Arc::new(Semaphore::new(queries_max)) };
-        let lines = gather.map(|bounds| lines(domain, bounds)).unwrap_or_default();
-        let definitions = domain.projections().iter().cloned().map(Arc::new).collect();
-        Self { definitions, asker, lines }
+        Self { versions: Versions::new(domain, gather), asker }
+    }
+
+    /// The rules of a version over its own tables, when they are known.
+    pub fn definition(&self, projection: &Name, version: u32) -> Option<Arc<ProjectionDefinition>> {
+        let known = self.versions.get(projection, version)?;
+        Some(Arc::clone(&known.definition))
     }
 
     /// Asks. `moment` is called before the snapshot is taken.
@@ -204,41 +226,92 @@ impl ReadModels {
         ask: Ask<'_>,
         moment: impl Fn() -> u64,
     ) -> Result<Snapshot, QueryError> {
-        let mut version = ask.version;
+        let mut believed = ask.version;
+        let mut refused = None;
         // An active version can change between two looks, but not twice in a row and again.
         for _ in 0..3 {
-            let (place, definition) = self.definition(ask.projection, version)?;
-            let views = definition.views();
-            let view = views.iter().position(|known| known.name() == ask.view);
-            let view = view.ok_or(QueryError::Statements)?;
-            let (moment, is_late, found) = match (ask.question, self.lines.get(&(place, view))) {
-                (Question::Row(aggregate), Some(line)) => {
-                    let partition = definition.partition_for(aggregate);
-                    let (asker, partition) = (&self.asker, i32::from(partition));
-                    let gathered =
-                        line.read(asker, partition, aggregate.id(), moment(), ask.join).await?;
-                    (gathered.moment, gathered.is_late, Found::Row(gathered.answer))
-                }
-                (
-                    Question::Row(_)
-                    | Question::List { .. }
-                    | Question::Rollup(_)
-                    | Question::Search { .. },
-                    _,
-                ) => {
-                    let moment = moment();
-                    (moment, false, self.look_alone(definition, view, ask.question).await?)
-                }
+            let known = believed.and_then(|version| self.versions.get(ask.projection, version));
+            let known = match known {
+                Some(known) => known,
+                None => self.active(ask.projection).await?,
             };
-            match found.active_version() {
-                Some(active) if active != version => version = active,
-                Some(_) | None => {
-                    let definition = Arc::clone(definition);
-                    return Ok(Snapshot { definition, moment, is_late, found });
+            let version = known.definition.version();
+            // The tables of the last one are not there, and it is still the one to be read.
+            if let Some(error) = refused.take_if(|(of, _)| *of == version) {
+                return Err(error.1);
+            }
+            let asked = self.ask_version(&known, &ask, &moment).await;
+            match asked {
+                // Dropped after another one took its place.
+                Err(error) if error.is_refusal() => {
+                    (believed, refused) = (None, Some((version, error)))
                 }
+                Err(error) => return Err(error),
+                Ok(snapshot) => match snapshot.found.active_version() {
+                    Some(active) if active != version => believed = Some(active),
+                    Some(_) | None => return Ok(snapshot),
+                },
             }
         }
+        let version = believed.unwrap_or_default();
         Err(QueryError::UnknownVersion { projection: ask.projection.clone(), version })
+    }
+
+    async fn ask_version(
+        &self,
+        known: &KnownVersion,
+        ask: &Ask<'_>,
+        moment: &impl Fn() -> u64,
+    ) -> Result<Snapshot, QueryError> {
+        let definition = &known.definition;
+        let mut views = definition.views().iter();
+        let view = views.position(|known| known.name() == ask.view);
+        let view = view.ok_or(QueryError::Statements)?;
+        let (moment, is_late, found) = match (ask.question, known.lines.get(&view)) {
+            (Question::Row(aggregate), Some(line)) => {
+                let partition = i32::from(definition.partition_for(aggregate));
+                let gathered =
+                    line.read(&self.asker, partition, aggregate.id(), moment(), ask.join).await?;
+                (gathered.moment, gathered.is_late, Found::Row(gathered.answer))
+            }
+            (
+                Question::Row(_)
+                | Question::List { .. }
+                | Question::Rollup(_)
+                | Question::Search { .. },
+                _,
+            ) => {
+                let moment = moment();
+                (moment, false, self.look_alone(definition, view, ask.question).await?)
+            }
+        };
+        Ok(Snapshot { definition: Arc::clone(definition), moment, is_late, found })
+    }
+
+    /// The version that is active now, whatever was known.
+    async fn active(&self, projection: &Name) -> Result<Arc<KnownVersion>, QueryError> {
+        let row = sqlx::query!(
+            r#"select version, coalesce(definition, version) as "definition!", partition_count
+               from projection_version where projection = $1 and active"#,
+            projection.as_str(),
+        );
+        let row = row.fetch_optional(&self.asker.pool).await?;
+        let row = row.ok_or_else(|| QueryError::NoActiveVersion(projection.clone()))?;
+        let wrong = |column, value: i32| ColumnError { column, value: value.to_string() };
+        let version = u32::try_from(row.version).map_err(|_| wrong("version", row.version))?;
+        let definition = u32::try_from(row.definition).unwrap_or_default();
+        let count = row.partition_count;
+        let count = u16::try_from(count).map_err(|_| wrong("partition_count", count))?;
+        let known = self.versions.learn(projection, version, definition, count);
+        known.ok_or_else(|| QueryError::UnknownVersion { projection: projection.clone(), version })
+    }
+
+    /// Whether the rules of the version that a checkpoint is of are in this binary. They are known from
+    /// then on.
+    pub fn learn(&self, stored: &StoredCheckpoint) -> bool {
+        let Ok(projection) = Name::new(stored.projection.as_str()) else { return false };
+        let StoredCheckpoint { version, definition, partition_count, .. } = *stored;
+        self.versions.learn(&projection, version, definition, partition_count).is_some()
     }
 
     async fn look_alone(
@@ -253,19 +326,6 @@ impl ReadModels {
             Err(error) if error.is_lost_connection() => self.look(definition, view, question).await,
             found => found,
         }
-    }
-
-    fn definition(
-        &self,
-        name: &Name,
-        version: u32,
-    ) -> Result<(usize, &Arc<ProjectionDefinition>), QueryError> {
-        let mut known = self.definitions.iter().enumerate();
-        let is_it = |(_, known): &(usize, &Arc<ProjectionDefinition>)| {
-            known.version() == version && known.name() == name
-        };
-        let unknown = || QueryError::UnknownVersion { projection: name.clone(), version };
-        known.find(is_it).ok_or_else(unknown)
     }
 
     async fn look(
@@ -337,6 +397,7 @@ impl ReadModels {
     pub async fn checkpoints(&self) -> Result<Vec<StoredCheckpoint>, QueryError> {
         let rows = sqlx::query!(
             r#"select active.projection, active.version, active.partition_count,
+                    coalesce(active.definition, active.version) as "definition!",
                     checkpoint.partition, checkpoint.epoch, checkpoint.position,
                     (extract(epoch from clock_timestamp() - checkpoint.committed_at) * 1000)::bigint
                         as age_ms,
@@ -358,6 +419,8 @@ impl ReadModels {
             let partition = u16::try_from(row.partition);
             Ok(StoredCheckpoint {
                 version: version.map_err(|_| wrong("version", row.version.into()))?,
+                definition: u32::try_from(row.definition)
+                    .map_err(|_| wrong("definition", row.definition.into()))?,
                 partition_count: count
                     .map_err(|_| wrong("partition_count", row.partition_count.into()))?,
                 partition: partition.map_err(|_| wrong("partition", row.partition.into()))?,
@@ -392,18 +455,6 @@ impl Found {
             Self::Rollup(rollup) => rollup.snapshot.active_version,
         }
     }
-}
-
-fn lines(domain: &Domain, bounds: GatherBounds) -> HashMap<(usize, usize), Arc<Line>> {
-    let projections = domain.projections().iter().enumerate();
-    let views = projections.flat_map(|(place, definition)| {
-        let views = definition.statements().views.iter().enumerate();
-        views.filter_map(move |(view, statements)| match statements {
-            ViewStatements::Row(rows) => Some(((place, view), Arc::clone(&rows.read_many))),
-            ViewStatements::List(_) | ViewStatements::Rollup(_) | ViewStatements::Search(_) => None,
-        })
-    });
-    views.map(|(key, statement)| (key, Arc::new(Line::new(statement, bounds)))).collect()
 }
 
 fn log_position(epoch: i32, position: i64) -> Result<LogPosition, ColumnError> {

@@ -244,18 +244,17 @@ impl Projection {
         if !mistakes.is_empty() {
             return Err(DomainError::of(&said, mistakes));
         }
-        let statements = Arc::new(statements);
-        let (version, partition_strategy) = (self.version, self.partition_strategy);
         Ok(ProjectionDefinition {
             name,
-            version,
+            declared_version: self.version,
+            version: self.version,
             aggregate_type,
             partition_count,
-            partition_strategy,
+            partition_strategy: self.partition_strategy,
             views,
             is_on_demand: self.is_on_demand,
             kind,
-            statements,
+            statements: Arc::new(statements),
         })
     }
 }
@@ -310,6 +309,7 @@ fn check_tables(statements: &Statements, mistakes: &mut Vec<String>) {
 #[derive(Debug, Clone)]
 pub struct ProjectionDefinition {
     name: Name,
+    declared_version: u32,
     version: u32,
     aggregate_type: Name,
     partition_count: PartitionCount,
@@ -337,9 +337,43 @@ impl ProjectionDefinition {
         &self.name
     }
 
-    /// Its version, from 1; fits a signed 32-bit column.
+    /// The version whose tables these are, from 1; fits a signed 32-bit column. As declared, unless
+    /// this is an [`Self::instance`].
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// The version that the rules were declared with.
+    pub fn declared_version(&self) -> u32 {
+        self.declared_version
+    }
+
+    /// The same rules for tables of another version, with so many partitions: what is built anew
+    /// stands beside what it replaces. The tables of a custom projection bear the number that was
+    /// declared, so it has no others.
+    pub fn instance(
+        &self,
+        version: u32,
+        partition_count: PartitionCount,
+    ) -> Result<Self, DomainError> {
+        let mut mistakes = Vec::new();
+        if version == 0 || i32::try_from(version).is_err() {
+            mistakes.push(format!("version {version}"));
+        }
+        match &self.kind {
+            ProjectionKind::Custom(_) if version != self.declared_version => {
+                mistakes.push("the tables of a custom projection bear its declared version".into());
+            }
+            ProjectionKind::Custom(_) | ProjectionKind::Document(_) | ProjectionKind::Rollup(_) => {
+            }
+        }
+        let statements =
+            Statements::new(&self.name, version, &self.aggregate_type, &self.views, &self.kind);
+        check_tables(&statements, &mut mistakes);
+        if !mistakes.is_empty() {
+            return Err(DomainError::of(&format!("projection {}", self.name), mistakes));
+        }
+        Ok(Self { version, partition_count, statements: Arc::new(statements), ..self.clone() })
     }
 
     /// Whose events it is made of.

@@ -61,6 +61,12 @@ pub struct Senseless {
     partition: i32,
 }
 
+impl Senseless {
+    pub(crate) fn of(partition: i32) -> Self {
+        Self { partition }
+    }
+}
+
 /// Why checkpoints cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {

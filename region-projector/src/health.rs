@@ -78,6 +78,20 @@ impl Health {
         });
     }
 
+    /// Nothing is said any more of a version and its partitions.
+    pub fn forget(&self, version: &str) {
+        let is_of = |who: &str| {
+            let rest = who.strip_prefix(version);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+        };
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let of: Vec<_> = troubles.keys().filter(|(_, who)| is_of(who)).cloned().collect();
+        drop(troubles);
+        for (part, who) in of {
+            self.well(part, who);
+        }
+    }
+
     fn change(&self, part: Part, change: impl FnOnce(&mut BTreeMap<(Part, String), String>)) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut troubles);

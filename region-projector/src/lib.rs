@@ -22,6 +22,7 @@ pub mod dead_letters;
 pub mod engine;
 pub mod epochs;
 pub mod health;
+pub mod lease;
 pub mod log;
 pub mod mirror;
 pub mod operator;
@@ -34,7 +35,9 @@ mod service;
 pub mod sharing;
 pub mod start;
 pub mod status;
+pub mod switch;
 pub mod telemetry;
+pub mod versions;
 
 pub use config::ProjectorConfig;
 pub use service::Projector;

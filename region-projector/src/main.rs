@@ -10,7 +10,8 @@ use process::config::{EXIT_CODE, load};
 use process::{shutdown, telemetry};
 use projection::Domain;
 use region_projector::operator::{
-    self, DeadLettersCommand, PauseCommand, Report, ResumeCommand, StatusCommand,
+    self, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand, Report, ResumeCommand,
+    RollbackCommand, StatusCommand, SwitchCommand, VersionsCommand,
 };
 use region_projector::{Projector, ProjectorConfig};
 
@@ -39,6 +40,16 @@ enum Command {
     Resume(ResumeCommand),
     /// What every partition has reached, and who applies it.
     Status(StatusCommand),
+    /// Lists the versions of projections, and tables that are of none.
+    Versions(VersionsCommand),
+    /// Has gateways read a version that was built beside the active one.
+    Switch(SwitchCommand),
+    /// Has gateways read the version again that they read before the last switch.
+    Rollback(RollbackCommand),
+    /// Drops a version that is not read, with its tables.
+    Drop(DropCommand),
+    /// Drops versions that were read before, and tables that are of no version.
+    Prune(PruneCommand),
 }
 
 #[tokio::main]
@@ -60,6 +71,19 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Some(Command::Pause(command)) => report(&operator::pause(&config, &command).await?),
         Some(Command::Status(command)) => report(&operator::status(&config, &command).await?),
+        Some(Command::Versions(command)) => {
+            report(&operator::versions(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Switch(command)) => {
+            report(&operator::switch(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Rollback(command)) => {
+            report(&operator::rollback(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Drop(command)) => report(&operator::drop_version(&config, &command).await?),
+        Some(Command::Prune(command)) => {
+            report(&operator::prune(&config, &domain()?, &command).await?)
+        }
         Some(Command::Resume(command)) => report(&operator::resume(&config, &command).await?),
     }
 }

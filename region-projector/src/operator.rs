@@ -6,6 +6,7 @@
 mod halt;
 mod status;
 mod table;
+mod versions;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use consistency::{AggregateId, Name, NameError, Position};
 use process::{nats, postgres};
-use projection::{Domain, ProjectionDefinition};
+use projection::{Domain, DomainError, ProjectionDefinition};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::time::timeout;
@@ -26,9 +27,15 @@ use crate::dead_letters::{self, Actor, DeadLetterError, Decision, ParkedAggregat
 use crate::log::{LogClient, LogError};
 use crate::start::key_of;
 use crate::status::Status;
+use crate::switch::SwitchError;
+use crate::versions::discard::DropError;
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
 pub use status::{StatusCommand, status};
 use table::Table;
+pub use versions::{
+    DropCommand, PruneCommand, RollbackCommand, SwitchCommand, VersionsCommand, drop_version,
+    prune, rollback, switch, versions,
+};
 
 const NAME: &str = "region-projector-operator";
 /// How long an announcement waits for its connection. Without one the gateways find out by themselves.
@@ -141,6 +148,15 @@ pub enum OperatorError {
     /// The way to the primary's log is not usable.
     #[error("the way to the primary's log is not usable")]
     Log(#[from] LogError),
+    /// The tables of a version cannot be named.
+    #[error("a version cannot have tables of its own")]
+    Version(#[from] DomainError),
+    /// Another version does not take over.
+    #[error("gateways read what they read before")]
+    Switch(#[from] SwitchError),
+    /// A version stays.
+    #[error("it is not dropped")]
+    Drop(#[from] DropError),
     /// The connection to NATS cannot be set up as configured.
     #[error("the connection to NATS cannot be set up")]
     Nats(#[from] async_nats::ConnectError),
@@ -309,10 +325,10 @@ impl Operator<'_> {
         let aggregate = target.aggregate()?;
         let apply = &self.config.apply;
         let log = LogClient::new(&self.config.primary_log)?.of_region(&self.config.region);
-        Box::pin(dead_letters::fill_gap(self.pool, definition, &aggregate, apply, &log)).await?;
-        let retried = dead_letters::retry(self.pool, definition, &aggregate, apply, actor).await?;
+        Box::pin(dead_letters::fill_gap(self.pool, &definition, &aggregate, apply, &log)).await?;
+        let retried = dead_letters::retry(self.pool, &definition, &aggregate, apply, actor).await?;
         let Retried { held, applied_count, stopped } = retried;
-        self.announce(definition, &held, &aggregate).await?;
+        self.announce(&definition, &held, &aggregate).await?;
         let is_done = stopped.is_none();
         if json {
             let said = json!({ "applied_count": applied_count, "stopped": stopped });
@@ -342,8 +358,8 @@ impl Operator<'_> {
         let at = Position::new(position).ok_or(OperatorError::Position(position))?;
         let apply = &self.config.apply;
         let discarded =
-            dead_letters::discard(self.pool, definition, &aggregate, at, apply, actor).await?;
-        self.announce(definition, &discarded.held, &aggregate).await?;
+            dead_letters::discard(self.pool, &definition, &aggregate, at, apply, actor).await?;
+        self.announce(&definition, &discarded.held, &aggregate).await?;
         let (letter, parked_at) = (discarded.letter, discarded.parked_at);
         if json {
             let said = json!({ "discarded": letter, "parked_at": parked_at });
@@ -377,10 +393,14 @@ impl Operator<'_> {
         Ok(VersionKey { projection, version })
     }
 
-    async fn definition(&self, target: &Target) -> Result<&ProjectionDefinition, OperatorError> {
+    async fn definition(&self, target: &Target) -> Result<ProjectionDefinition, OperatorError> {
         let key = self.key(target).await?;
-        let known = self.domain.projection(key.projection.as_str(), key.version);
-        known.ok_or(OperatorError::UnknownVersion(key))
+        let mut connection = self.pool.acquire().await?;
+        let versions =
+            crate::versions::of_projection(&mut connection, key.projection.as_str()).await?;
+        let version = versions.into_iter().find(|version| version.key == key);
+        let definition = version.map(|version| version.definition_in(self.domain)).transpose()?;
+        definition.flatten().ok_or(OperatorError::UnknownVersion(key))
     }
 
     /// Tells the region's gateways that the aggregate's row has changed.

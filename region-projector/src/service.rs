@@ -1,6 +1,9 @@
 //! The whole process but its command line.
 
+mod engines;
+
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,17 +15,17 @@ use process::postgres::PostgresConfig;
 use process::telemetry::Metrics;
 use process::trace::Traces;
 use process::{nats, postgres};
-use projection::{Domain, ProjectionDefinition};
+use projection::Domain;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
 use crate::config::ProjectorConfig;
-use crate::engine::{Engine, Shared};
+use crate::engine::Shared;
 use crate::epochs::{Epochs, Learner};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
@@ -31,10 +34,12 @@ use crate::mirror::watch::{Kept, StreamWatch};
 use crate::reader::pull::Bounds;
 use crate::retry::Backoff;
 use crate::sharing::rows::Share;
-use crate::sharing::{Keeper, Sharing};
+use crate::sharing::{Keeper, Shareable, Sharing};
 use crate::start::{self, StartError, key_of};
 use crate::status::{self, Status};
 use crate::telemetry::Telemetry;
+use crate::versions::Version;
+use engines::Engines;
 
 const SERVICE: &str = "region-projector";
 /// One to renew with, and one to listen on.
@@ -184,39 +189,25 @@ impl Work {
         let (stalled, stalled_seen) = watch::channel(false);
         let (begins, begins_seen) = watch::channel(Position::ZERO);
         let shared = self.shared(&history, (sharing, epochs), (stalled_seen, begins_seen));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(self.stream_watch(&history, (stalled, begins)).run(over.clone()));
-        let mut pools = Vec::new();
-        for definition in self.domain.stored() {
-            let shared = match self.for_version(definition, &shared) {
-                Ok(shared) => shared,
-                Err(error) => {
-                    stop.cancel();
-                    return Err(error);
-                }
-            };
-            pools.push(shared.pool.clone());
-            tasks.spawn(Engine::new(definition.clone(), shared).run(over.clone()));
-        }
+        let watching = self.stream_watch(&history, (stalled, begins)).run(over.clone());
+        let watching = tokio::spawn(watching);
         self.health.well(Part::Start, SERVICE);
-        let mut outcome = Ok(());
-        loop {
+        let mut seen = sharing.seen();
+        // What is known already is news to these engines.
+        seen.mark_changed();
+        let mut running = pin!(Engines::new(self, shared, over.clone()).run(seen));
+        let outcome = loop {
             tokio::select! {
                 biased;
-                ended = tasks.join_next() => match ended {
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => {
-                        stop.cancel();
-                        outcome = Err(error.into());
-                    }
-                    None => break,
-                },
+                outcome = &mut running => break outcome,
                 // What is under way is finished, and counts in the new epoch if that kept it.
                 () = epochs.newer_than(&history), if !over.is_cancelled() => over.cancel(),
             }
-        }
-        for pool in pools {
-            pool.close().await;
+        };
+        over.cancel();
+        let outcome = outcome.and(watching.await.map_err(StartError::from));
+        if outcome.is_err() {
+            stop.cancel();
         }
         outcome
     }
@@ -255,28 +246,18 @@ impl Work {
         let database =
             PostgresConfig { connections_max: KEEPER_CONNECTIONS, ..self.config.database.clone() };
         let pool = postgres::connect(&database, SERVICE)?;
-        let share = |definition: &ProjectionDefinition| {
-            let partitions = self.config.apply_to(definition.name().as_str()).partitions;
-            Share { key: key_of(definition), is_by_hand: partitions.is_some() }
+        let (domain, limits) = (self.domain.clone(), self.config.clone());
+        let share = move |version: &Version| {
+            let definition = engines::instance(version, &domain)?;
+            let partitions = limits.apply_to(definition.name().as_str()).partitions;
+            Some(Share { key: key_of(&definition), is_by_hand: partitions.is_some() })
         };
-        let shares = self.domain.stored().map(share).collect();
+        let follow = |version: &&Version| version.state.follows_the_log();
+        let shareable: Shareable =
+            Box::new(move |all| all.iter().filter(follow).filter_map(&share).collect());
         let known = (self.status.clone(), self.health.clone());
         let config = self.config.sharing.clone();
-        Ok(Keeper::new(pool, self.name.clone(), config, shares, known))
-    }
-
-    /// What the engine of one version works with.
-    fn for_version(
-        &self,
-        definition: &ProjectionDefinition,
-        shared: &Shared,
-    ) -> Result<Shared, StartError> {
-        let config = self.config.apply_to(definition.name().as_str());
-        // A writer looks at what comes next while it commits, and checkpoints are looked at as well.
-        let connections_max = u32::try_from(2 * config.writers_max + 1).unwrap_or(u32::MAX);
-        let database = PostgresConfig { connections_max, ..self.config.database.clone() };
-        let pool = postgres::connect(&database, SERVICE)?;
-        Ok(Shared { pool, config, ..shared.clone() })
+        Ok(Keeper::new(pool, self.name.clone(), config, shareable, known))
     }
 
     fn shared(

@@ -23,6 +23,7 @@ use crate::attempt::{Attempt, bounded};
 use crate::config::SharingConfig;
 use crate::health::{Health, Part, chain_of};
 use crate::status::Status;
+use crate::versions::{self, Version};
 use rows::{Share, Snapshot};
 
 const WHO: &str = "sharing";
@@ -52,13 +53,16 @@ impl Sharing {
     }
 }
 
+/// Which versions a process can apply, of those that there are.
+pub type Shareable = Box<dyn Fn(&[Version]) -> Vec<Share> + Send + Sync>;
+
 /// Keeps the process in, and looks at the others.
 pub struct Keeper {
     pool: PgPool,
     process: Uuid,
     name: String,
     config: SharingConfig,
-    shares: Vec<Share>,
+    shareable: Shareable,
     status: Status,
     health: Health,
     seen: watch::Sender<Option<Arc<Snapshot>>>,
@@ -67,19 +71,19 @@ pub struct Keeper {
 
 impl Keeper {
     /// `pool` is its own, so that busy partitions cannot keep it from renewing. `name` is where the
-    /// process runs, and `shares` what it can apply.
+    /// process runs, and `shareable` says what it can apply.
     pub fn new(
         pool: PgPool,
         name: String,
         config: SharingConfig,
-        shares: Vec<Share>,
+        shareable: Shareable,
         (status, health): (Status, Health),
     ) -> (Self, Sharing) {
         let process = Uuid::new_v4();
         let (seen, seen_by) = watch::channel(None);
         let wake = Arc::new(Notify::new());
         let sharing = Sharing { process, seen: seen_by, wake: Arc::clone(&wake) };
-        let keeper = Self { pool, process, name, config, shares, status, health, seen, wake };
+        let keeper = Self { pool, process, name, config, shareable, status, health, seen, wake };
         (keeper, sharing)
     }
 
@@ -139,15 +143,34 @@ impl Keeper {
             tracing::warn!(processes = buried.join(", "), "taken for dead, their leases are free");
             rows::notify(&mut attempt).await?;
         }
-        let snapshot = rows::look(&mut attempt, self.process).await?;
+        let mut snapshot = rows::look(&mut attempt, self.process).await?;
+        if self.takes_part_in_more(&snapshot) {
+            let mut transaction = sqlx::Connection::begin(&mut *attempt).await?;
+            let shares = (self.shareable)(&snapshot.versions);
+            rows::share(&mut transaction, self.process, &shares).await?;
+            rows::notify(&mut transaction).await?;
+            transaction.commit().await?;
+            snapshot = rows::look(&mut attempt, self.process).await?;
+        }
         attempt.finish();
         Ok(snapshot)
+    }
+
+    /// Whether there is a version that it can apply and did not know of.
+    fn takes_part_in_more(&self, snapshot: &Snapshot) -> bool {
+        let is_new = |share: &Share| {
+            let name = (share.key.projection.to_string(), share.key.version_column());
+            let split = snapshot.splits.get(&name);
+            !share.is_by_hand && split.is_none_or(|split| !split.members.contains(&self.process))
+        };
+        (self.shareable)(&snapshot.versions).iter().any(is_new)
     }
 
     async fn join(&self, attempt: &mut Attempt) -> Result<(), sqlx::Error> {
         let mut transaction = sqlx::Connection::begin(&mut **attempt).await?;
         let lease_ms = self.config.lease.millis();
-        rows::join(&mut transaction, self.process, &self.name, lease_ms, &self.shares).await?;
+        let shares = (self.shareable)(&versions::all(&mut transaction).await?);
+        rows::join(&mut transaction, self.process, &self.name, lease_ms, &shares).await?;
         transaction.commit().await?;
         if self.seen.borrow().is_some() {
             tracing::warn!(name = self.name, "was taken for dead, joining again");

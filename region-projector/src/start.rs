@@ -1,7 +1,9 @@
 //! What has to be there before events are applied: tables, versions, checkpoints, epochs.
 
+use std::collections::BTreeMap;
+
 use consistency::{Epoch, EpochHistory};
-use projection::{Domain, ProjectionDefinition};
+use projection::{Domain, DomainError, ProjectionDefinition};
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use uuid::Uuid;
@@ -10,6 +12,7 @@ use crate::checkpoint::{self, VersionKey};
 use crate::config::ProjectorConfig;
 use crate::epochs::{self, EpochError};
 use crate::log::LogError;
+use crate::versions::{self, Version, VersionState};
 
 /// Why the projector cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -23,24 +26,17 @@ pub enum StartError {
     /// The way to the primary's log is not usable.
     #[error("the way to the primary's log is not usable")]
     Log(#[from] LogError),
-    /// A version that is read is not in this binary, so nobody would keep it current.
-    #[error("version {version} of projection {projection} is active, but not in this binary")]
+    /// The rules of a version that is read are not in this binary, so nobody would keep it current.
+    #[error("{key} is active, but its rules, definition {definition}, are not in this binary")]
     ActiveVersionUnknown {
-        /// The projection.
-        projection: String,
-        /// Its active version.
-        version: i32,
-    },
-    /// The number of partitions was changed without a new version.
-    #[error("{key} was made with {stored} partitions, this binary has {compiled}")]
-    PartitionCount {
-        /// Which version.
+        /// The active version.
         key: VersionKey,
-        /// As it was made.
-        stored: i32,
-        /// As this binary has it.
-        compiled: u16,
+        /// The number of its rules.
+        definition: u32,
     },
+    /// The tables of a version cannot be named.
+    #[error("a version cannot have tables of its own")]
+    Version(#[from] DomainError),
     /// The read models of this database are of another log.
     #[error("this database belongs to log {stored}, the configuration names {configured}")]
     OtherLog {
@@ -80,7 +76,7 @@ impl StartError {
             Self::Database(_) => true,
             Self::Migrate(error) => matches!(error, MigrateError::Execute(_)),
             Self::ActiveVersionUnknown { .. }
-            | Self::PartitionCount { .. }
+            | Self::Version(_)
             | Self::OtherLog { .. }
             | Self::UnknownProjection(_)
             | Self::NoPartition
@@ -106,13 +102,19 @@ pub async fn prepare(
     migrator.run(pool).await?;
     let mut connection = pool.acquire().await?;
     check_log(&mut connection, log_id).await?;
-    check_active(&mut connection, domain).await?;
     let known = epochs::stored(&mut connection).await.map_err(|error| match error {
         EpochError::Database(error) => StartError::Database(error),
         EpochError::Disordered | EpochError::Log(_) => StartError::Epochs,
     })?;
-    for definition in domain.stored() {
-        create(&mut connection, definition, known.current()).await?;
+    for definition in newest(domain) {
+        introduce(&mut connection, definition).await?;
+    }
+    let versions = versions::all(&mut connection).await?;
+    check_active(&versions, domain)?;
+    for version in versions.iter().filter(|version| version.state.follows_the_log()) {
+        if let Some(definition) = version.definition_in(domain)? {
+            create(&mut connection, &definition, known.current()).await?;
+        }
     }
     Ok(known)
 }
@@ -150,57 +152,73 @@ async fn check_log(connection: &mut PgConnection, configured: Uuid) -> Result<()
     if stored == configured { Ok(()) } else { Err(StartError::OtherLog { stored, configured }) }
 }
 
-async fn check_active(connection: &mut PgConnection, domain: &Domain) -> Result<(), StartError> {
-    let active = sqlx::query!("select projection, version from projection_version where active")
-        .fetch_all(connection)
-        .await?;
-    let known = |projection: &str, version: i32| {
-        u32::try_from(version).is_ok_and(|version| domain.projection(projection, version).is_some())
+fn check_active(versions: &[Version], domain: &Domain) -> Result<(), StartError> {
+    let known = |version: &Version| {
+        domain.projection(version.key.projection.as_str(), version.definition).is_some()
     };
-    match active.into_iter().find(|row| !known(&row.projection, row.version)) {
-        Some(row) => Err(StartError::ActiveVersionUnknown {
-            projection: row.projection,
-            version: row.version,
-        }),
+    let mut active = versions.iter().filter(|version| version.state == VersionState::Active);
+    match active.find(|version| !known(version)) {
+        Some(Version { key, definition, .. }) => {
+            Err(StartError::ActiveVersionUnknown { key: key.clone(), definition: *definition })
+        }
         None => Ok(()),
     }
 }
 
-/// One version with its tables and checkpoints, all or nothing. The first version of a projection is
-/// active at once: there is none that it could be older than.
+/// The newest rules of each projection that is stored.
+fn newest(domain: &Domain) -> impl Iterator<Item = &ProjectionDefinition> {
+    let mut newest = BTreeMap::new();
+    for definition in domain.stored() {
+        let known = newest.entry(definition.name()).or_insert(definition);
+        if known.declared_version() < definition.declared_version() {
+            *known = definition;
+        }
+    }
+    newest.into_values()
+}
+
+/// The first version of a projection is active at once: there is none that it could be older than. Any
+/// further one is a rebuild.
+async fn introduce(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+) -> Result<(), sqlx::Error> {
+    let key = key_of(definition);
+    sqlx::query!(
+        "insert into projection_version (projection, version, partition_count, active, definition)
+         select $1, $2, $3, true, $2
+         where not exists (select from projection_version where projection = $1)
+         on conflict (projection, version) do nothing",
+        key.projection.as_str(),
+        key.version_column(),
+        i32::from(definition.partition_count().get()),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The tables and checkpoints of a version, all or nothing, unless it was dropped meanwhile.
 async fn create(
     connection: &mut PgConnection,
     definition: &ProjectionDefinition,
     epoch: Epoch,
 ) -> Result<(), StartError> {
     let key = key_of(definition);
-    let partition_count = definition.partition_count().get();
     let mut transaction = connection.begin().await?;
-    sqlx::query!(
-        "insert into projection_version (projection, version, partition_count, active)
-         values ($1, $2, $3, not exists (
-             select from projection_version where projection = $1 and active))
-         on conflict (projection, version) do nothing",
+    let is_there = sqlx::query_scalar!(
+        r#"select true as "is_there!" from projection_version
+           where projection = $1 and version = $2 and state in ('ready', 'retired') for share"#,
         key.projection.as_str(),
         key.version_column(),
-        i32::from(partition_count),
-    )
-    .execute(&mut *transaction)
-    .await?;
-    let stored = sqlx::query_scalar!(
-        "select partition_count from projection_version where projection = $1 and version = $2",
-        key.projection.as_str(),
-        key.version_column(),
-    )
-    .fetch_one(&mut *transaction)
-    .await?;
-    if stored != i32::from(partition_count) {
-        return Err(StartError::PartitionCount { key, stored, compiled: partition_count });
+    );
+    if is_there.fetch_optional(&mut *transaction).await?.is_none() {
+        return Ok(());
     }
     for statement in &definition.statements().create {
         sqlx::query(AssertSqlSafe(statement.clone())).execute(&mut *transaction).await?;
     }
-    checkpoint::create(&mut transaction, &key, partition_count, epoch).await?;
+    checkpoint::create(&mut transaction, &key, definition.partition_count().get(), epoch).await?;
     transaction.commit().await?;
     Ok(())
 }

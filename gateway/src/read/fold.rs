@@ -1,9 +1,11 @@
 //! A row made from the log, at the primary, by the code that the projector makes it with.
 
-use consistency::{LogPosition, Scope, Version};
-use projection::{Folded, ProjectionError};
+use std::sync::Arc;
 
-use super::Read;
+use consistency::{LogPosition, Scope, Version};
+use projection::{Folded, ProjectionDefinition, ProjectionError};
+
+use super::{Read, Target};
 use crate::{
     answer::{Answer, read_of},
     error::Error,
@@ -37,7 +39,7 @@ impl Read<'_> {
         let said = self.said(self.outcome, Some(at), Some("folded"));
         let answer = match self.folded_row(&folded) {
             Ok(Some(data)) => {
-                let version = self.version();
+                let version = self.version().unwrap_or(self.target.newest_version);
                 self.row_answer(version, folded.at(), folded.version(), &data)
             }
             Ok(None) => self.absent(),
@@ -57,18 +59,29 @@ impl Read<'_> {
             return Ok((Folded::nothing(), LogPosition::ORIGIN));
         };
         let head = store.head().await?.at;
-        let domain = &self.gateway.domain;
-        let definition = domain.projection(self.target.projection.as_str(), self.version());
-        let rules = definition
-            .and_then(|definition| Some(Rules::Projection(definition, definition.document()?)));
-        let Some(rules) = rules else { return Ok((Folded::nothing(), LogPosition::ORIGIN)) };
+        let definition = self.rules();
+        let document = definition.as_deref().and_then(ProjectionDefinition::document);
+        let rules = definition.as_deref().zip(document);
+        let Some(rules) =
+            rules.map(|(definition, document)| Rules::Projection(definition, document))
+        else {
+            return Ok((Folded::nothing(), LogPosition::ORIGIN));
+        };
         Ok((fold::aggregate(self.gateway, store, aggregate, rules).await?, head))
     }
 
+    /// Those of the version that is read, or the newest while none is known.
+    fn rules(&self) -> Option<Arc<ProjectionDefinition>> {
+        let Target { projection, newest_version, .. } = &self.target;
+        self.definition().or_else(|| {
+            let newest = self.gateway.domain.projection(projection.as_str(), *newest_version);
+            newest.cloned().map(Arc::new)
+        })
+    }
+
     fn folded_row(&self, folded: &Folded) -> Result<Option<String>, ProjectionError> {
-        let domain = &self.gateway.domain;
-        let definition = domain.projection(self.target.projection.as_str(), self.version());
-        let document = definition.and_then(|definition| definition.document());
+        let definition = self.rules();
+        let document = definition.as_deref().and_then(ProjectionDefinition::document);
         let (Some(document), Some(aggregate)) = (document, self.target.aggregate()) else {
             return Ok(None);
         };

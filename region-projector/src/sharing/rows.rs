@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::split::Split;
 use crate::checkpoint::VersionKey;
+use crate::versions::{self, Version};
 
 /// Where processes tell each other that something has changed.
 pub const CHANNEL: &str = "tidemark_projector";
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub splits: BTreeMap<(String, i32), Split>,
     /// Projections that an operator has paused.
     pub paused: BTreeSet<String>,
+    /// Versions, and what becomes of them.
+    pub versions: Vec<Version>,
     /// Versions that have stopped since this process started, and are not resumed, with the reason.
     pub tripped: BTreeMap<(String, i32), String>,
 }
@@ -75,21 +78,32 @@ pub async fn join(
     )
     .execute(&mut *connection)
     .await?;
+    share(connection, process, shares).await?;
+    notify(connection).await
+}
+
+/// Takes part in these versions as well.
+pub async fn share(
+    connection: &mut PgConnection,
+    process: Uuid,
+    shares: &[Share],
+) -> Result<(), sqlx::Error> {
     let projections: Vec<String> =
         shares.iter().map(|share| share.key.projection.to_string()).collect();
     let versions: Vec<i32> = shares.iter().map(|share| share.key.version_column()).collect();
     let by_hand: Vec<bool> = shares.iter().map(|share| share.is_by_hand).collect();
     sqlx::query!(
         "insert into projector_share (process, projection, version, by_hand)
-         select $1, share.* from unnest($2::text[], $3::integer[], $4::boolean[]) as share",
+         select $1, share.* from unnest($2::text[], $3::integer[], $4::boolean[]) as share
+         on conflict do nothing",
         process,
         &projections,
         &versions,
         &by_hand,
     )
-    .execute(&mut *connection)
+    .execute(connection)
     .await?;
-    notify(connection).await
+    Ok(())
 }
 
 /// Goes, and frees everything that it held.
@@ -120,7 +134,8 @@ pub async fn notify(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
 
 /// What is to be known to decide anything.
 pub async fn look(connection: &mut PgConnection, me: Uuid) -> Result<Snapshot, sqlx::Error> {
-    let mut snapshot = Snapshot::default();
+    let versions = versions::all(connection).await?;
+    let mut snapshot = Snapshot { versions, ..Snapshot::default() };
     let members =
         sqlx::query!("select projection, version, process from projector_share where not by_hand");
     for row in members.fetch_all(&mut *connection).await? {

@@ -139,7 +139,7 @@ async fn a_binary_without_an_active_version_does_not_start() {
     stop(projector).await;
     let newer = world.projector(domain_of(2)).await;
     let error = newer.join().await.unwrap_err();
-    assert!(error.to_string().contains("version 1 of projection tallies is active"), "{error}");
+    assert!(error.to_string().contains("tallies v1 is active"), "{error}");
 }
 
 #[tokio::test]

@@ -22,5 +22,6 @@ mod rollups;
 mod search;
 mod sharing;
 mod slow_log;
+mod switching;
 mod tally;
 mod world;

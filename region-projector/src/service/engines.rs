@@ -1,0 +1,144 @@
+//! An engine for each version that follows the log: begun when the version appears, ended when it is
+//! dropped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use process::postgres::{self, PostgresConfig};
+use projection::{Domain, ProjectionDefinition};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{SERVICE, Work};
+use crate::checkpoint::VersionKey;
+use crate::engine::{Engine, Shared};
+use crate::health::chain_of;
+use crate::sharing::rows::Snapshot;
+use crate::start::{StartError, key_of};
+use crate::versions::Version;
+
+/// The engines of one epoch.
+pub(super) struct Engines<'a> {
+    work: &'a Work,
+    shared: Shared,
+    over: CancellationToken,
+    tasks: JoinSet<()>,
+    running: BTreeMap<(String, u32), Running>,
+}
+
+struct Running {
+    key: VersionKey,
+    over: CancellationToken,
+}
+
+impl<'a> Engines<'a> {
+    /// None yet. They all end with `over`.
+    pub(super) fn new(work: &'a Work, shared: Shared, over: CancellationToken) -> Self {
+        Self { work, shared, over, tasks: JoinSet::new(), running: BTreeMap::new() }
+    }
+
+    /// Follows what the database shows until everything is over, and all engines have ended.
+    pub(super) async fn run(
+        mut self,
+        mut seen: watch::Receiver<Option<Arc<Snapshot>>>,
+    ) -> Result<(), StartError> {
+        let mut outcome = Ok(());
+        loop {
+            let over = self.over.clone();
+            tokio::select! {
+                biased;
+                () = over.cancelled() => break,
+                Some(ended) = self.tasks.join_next() => {
+                    if let Err(error) = ended {
+                        outcome = Err(error.into());
+                        break;
+                    }
+                }
+                changed = seen.changed() => {
+                    // Without its keeper the process is ending.
+                    let Ok(()) = changed else { break };
+                    let versions = seen.borrow_and_update().as_deref().map(follow);
+                    if let Err(error) = self.settle(&versions.unwrap_or_default()) {
+                        outcome = Err(error);
+                        break;
+                    }
+                }
+            }
+        }
+        self.over.cancel();
+        outcome.and(self.ended().await.map_err(StartError::from))
+    }
+
+    async fn ended(&mut self) -> Result<(), JoinError> {
+        let mut outcome = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            outcome = outcome.and(ended);
+        }
+        outcome
+    }
+
+    fn settle(&mut self, versions: &[Version]) -> Result<(), StartError> {
+        let is_there = |running: &Running| versions.iter().any(|known| known.key == running.key);
+        let gone: Vec<_> = self.running.extract_if(.., |_, running| !is_there(running)).collect();
+        for (_, running) in gone {
+            tracing::info!(version = %running.key, "not followed any more");
+            running.over.cancel();
+        }
+        for version in versions {
+            let name = (version.key.projection.to_string(), version.key.version);
+            if !self.running.contains_key(&name)
+                && let Some(definition) = instance(version, &self.work.domain)
+            {
+                let over = self.begin(definition)?;
+                self.running.insert(name, Running { key: version.key.clone(), over });
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, definition: ProjectionDefinition) -> Result<CancellationToken, StartError> {
+        let key = key_of(&definition);
+        let shared = self.for_version(&definition)?;
+        let over = self.over.child_token();
+        let stop = over.clone();
+        self.tasks.spawn(async move {
+            let (pool, status, health) =
+                (shared.pool.clone(), shared.status.clone(), shared.health.clone());
+            Engine::new(definition, shared).run(stop).await;
+            pool.close().await;
+            // Of a version that is gone nothing is known, and nothing ails it.
+            status.forget(&key);
+            health.forget(&key.to_string());
+        });
+        Ok(over)
+    }
+
+    /// What the engine of one version works with.
+    fn for_version(&self, definition: &ProjectionDefinition) -> Result<Shared, StartError> {
+        let config = self.work.config.apply_to(definition.name().as_str());
+        // A writer looks at what comes next while it commits, and checkpoints are looked at as well.
+        let connections_max = u32::try_from(2 * config.writers_max + 1).unwrap_or(u32::MAX);
+        let database = PostgresConfig { connections_max, ..self.work.config.database.clone() };
+        let pool = postgres::connect(&database, SERVICE)?;
+        Ok(Shared { pool, config, ..self.shared.clone() })
+    }
+}
+
+/// The versions that are to be followed.
+fn follow(snapshot: &Snapshot) -> Vec<Version> {
+    let versions = snapshot.versions.iter();
+    versions.filter(|version| version.state.follows_the_log()).cloned().collect()
+}
+
+/// What a binary can apply of the versions that are to be followed.
+pub(super) fn instance(version: &Version, domain: &Domain) -> Option<ProjectionDefinition> {
+    match version.definition_in(domain) {
+        Ok(definition) => definition,
+        Err(error) => {
+            let error = chain_of(&error);
+            tracing::error!(version = %version.key, error, "not followed: it has no tables");
+            None
+        }
+    }
+}

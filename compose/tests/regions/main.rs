@@ -4,6 +4,7 @@
 
 mod currency;
 mod epochs;
+mod operating;
 mod readme;
 mod stack;
 mod topology;

@@ -45,7 +45,7 @@ async fn a_newer_binary_applies_at_its_start_what_an_older_one_did_not_know() {
 
 impl World {
     /// With a lease that never runs out, and looks at letters this often.
-    fn looking(&self, name: &str, every: Period) -> ProjectorConfig {
+    pub fn looking(&self, name: &str, every: Period) -> ProjectorConfig {
         let mut config = self.config();
         config.sharing.name = Some(name.to_owned());
         config.sharing.lease = Period::from_secs(600);
@@ -69,7 +69,7 @@ impl World {
             .collect()
     }
 
-    async fn shares_are(&self, name: &str, count: usize) {
+    pub async fn shares_are(&self, name: &str, count: usize) {
         eventually(&format!("{name} holds {count}"), async || {
             self.held_by(name).await.len() == count
         })
@@ -84,7 +84,7 @@ impl World {
 }
 
 /// One aggregate of each of the four partitions.
-fn one_of_each() -> Vec<String> {
+pub fn one_of_each() -> Vec<String> {
     let count = consistency::PartitionCount::new(4).unwrap();
     let ids = |of| (0..).map(|n| format!("t-{n}")).find(|id| count.partition_of(id) == of).unwrap();
     (0..4).map(ids).collect()

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use consistency::{Epoch, Position, stream_name};
+use process::config::Period;
 use region_projector::Projector;
 
+use crate::deploy::one_of_each;
 use crate::tally::domain;
 use crate::world::{STREAM, World, eventually, stop};
 
@@ -189,4 +191,51 @@ async fn an_epoch_that_another_process_learnt_is_known_without_the_primary() {
     world.stored(next).await;
     assert_eq!(world.tally("a").await, Some((2, 2)));
     tokio::time::timeout(Duration::from_secs(60), stop(projector)).await.unwrap();
+}
+
+/// Whoever is first brings the checkpoints of all into the epoch, and displaces the others by that.
+#[tokio::test]
+async fn processes_that_share_partitions_go_on_together_in_a_new_epoch() {
+    let world = World::start().await;
+    let config = |name| world.looking(name, Period::from_secs(3600));
+    let first = world.try_projector(config("first"), domain()).await.unwrap();
+    world.shares_are("first", 4).await;
+    let second_one = world.try_projector(config("second"), domain()).await.unwrap();
+    world.shares_are("second", 2).await;
+    let ids = one_of_each();
+    for id in &ids {
+        world.add(id, 1).await;
+    }
+    world.stored(world.add(&ids[0], 0).await).await;
+    let mut kept = Position::ZERO;
+    for id in &ids {
+        kept = world.add_untold(id);
+    }
+    for id in &ids {
+        world.add_untold(id);
+    }
+    let epoch = world.open_epoch(kept).await;
+    world.adopted(epoch).await;
+    world.stored(kept).await;
+    for _ in 0..5 {
+        for id in &ids {
+            world.add(id, 1).await;
+        }
+    }
+    world.stored(world.add(&ids[0], 0).await).await;
+    world.shares_are("second", 2).await;
+    world.shares_are("first", 2).await;
+    for id in &ids {
+        let versions = if *id == ids[0] { 9 } else { 7 };
+        assert_eq!(world.tally(id).await, Some((7, versions)), "{id}");
+    }
+    assert_eq!(world.count("select count(*) from parked").await, 0);
+    for projector in [&first, &second_one] {
+        assert!(projector.readiness().is_ready(), "{}", troubles(projector));
+    }
+    stop(first).await;
+    world.shares_are("second", 4).await;
+    world.stored(world.add(&ids[1], 1).await).await;
+    assert_eq!(world.tally(&ids[1]).await, Some((8, 8)));
+    stop(second_one).await;
 }

@@ -94,3 +94,70 @@ async fn an_order_that_does_not_fold_is_parked_and_leaves_the_sums_as_they_are()
     assert_eq!(world.count(parked).await, 4, "by each of the four projections");
     stop(projector).await;
 }
+
+/// When an order was placed.
+fn placed_at(world: &World, order: &str) -> i64 {
+    let events = world.log.events();
+    let first = events.iter().find(|event| event.aggregate.id() == order);
+    first.unwrap().committed_at.unix_micros()
+}
+
+/// Every sum of every rollup, and the versions that were counted.
+async fn all_sums(world: &World) -> Vec<String> {
+    let rows = "
+        select row_to_json(customer)::text from (
+            select key, sum(order_count) as orders, sum(total_spent_cents) as spent,
+                max(last_order_placed_at_unix_us) as last
+            from totals_by_customer_v1_customer_summary group by key order by key) as customer
+        union all select row_to_json(product)::text from (
+            select key, sum(order_count) as orders, sum(quantity) as pieces,
+                sum(revenue_cents) as revenue
+            from totals_by_product_v1_product_stats group by key order by key) as product
+        union all select row_to_json(day)::text from (
+            select sum(order_count) as orders, sum(revenue_cents) as revenue
+            from totals_by_day_v1_sales_by_day) as day";
+    sqlx::query_scalar(rows).fetch_all(&world.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn orders_that_are_delivered_again_are_counted_once_in_every_rollup() {
+    let world = World::start().await;
+    let projector = world.projector(orders::domain().unwrap()).await;
+    place(&world, "o-1", "ada", 4).await;
+    place(&world, "o-2", "bob", 6).await;
+    place(&world, "o-3", "ada", 8).await;
+    happen(&world, "o-1", "OrderShipped", &json!({})).await;
+    let last = happen(&world, "o-3", "OrderCancelled", &json!({})).await;
+    stored(&world, last).await;
+    let (bob, ada) = (placed_at(&world, "o-2"), placed_at(&world, "o-3"));
+    // The last order counts as placed, whatever became of it.
+    let expected = [
+        json!({"key": "ada", "orders": 1, "spent": 1000, "last": ada}),
+        json!({"key": "bob", "orders": 1, "spent": 1500, "last": bob}),
+        json!({"key": "pen", "orders": 2, "pieces": 10, "revenue": 2500}),
+        json!({"orders": 2, "revenue": 2500}),
+    ];
+    let sums = async || {
+        let sums = all_sums(&world).await;
+        sums.iter().map(|row| serde_json::from_str(row).unwrap()).collect::<Vec<Value>>()
+    };
+    assert_eq!(sums().await, expected);
+    stop(projector).await;
+
+    // All of the log comes again, on top of what was made of it.
+    let again =
+        "update checkpoint set position = 0, event_id = '00000000-0000-0000-0000-000000000000'";
+    sqlx::query(again).execute(&world.pool).await.unwrap();
+    let projector = world.projector(orders::domain().unwrap()).await;
+    stored(&world, last).await;
+    assert_eq!(sums().await, expected);
+    let duplicates = projector.metrics().render();
+    let counted = duplicates.lines().filter(|line| {
+        line.starts_with("tidemark_projection_events")
+            && line.contains(r#"projection="totals-by-customer""#)
+            && line.contains(r#"outcome="duplicate""#)
+    });
+    let counted = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    assert_eq!(counted.sum::<f64>(), 5.0);
+    stop(projector).await;
+}

@@ -24,6 +24,7 @@ use crate::log::LogError;
 use crate::start::key_of;
 
 pub use decision::{Actor, Decision, decisions};
+pub(crate) use discard::pass_over;
 pub use discard::{Discarded, discard};
 pub use gap::fill_gap;
 pub use newly_known::newly_known;

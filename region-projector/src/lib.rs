@@ -37,6 +37,7 @@ pub mod start;
 pub mod status;
 pub mod switch;
 pub mod telemetry;
+pub mod verify;
 pub mod versions;
 
 pub use config::ProjectorConfig;

@@ -11,7 +11,7 @@ use process::{shutdown, telemetry};
 use projection::Domain;
 use region_projector::operator::{
     self, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand, Report, ResumeCommand,
-    RollbackCommand, StatusCommand, SwitchCommand, VersionsCommand,
+    RollbackCommand, StatusCommand, SwitchCommand, VerifyCommand, VersionsCommand,
 };
 use region_projector::{Projector, ProjectorConfig};
 
@@ -50,6 +50,8 @@ enum Command {
     Drop(DropCommand),
     /// Drops versions that were read before, and tables that are of no version.
     Prune(PruneCommand),
+    /// Folds the log again and compares a view with it.
+    Verify(VerifyCommand),
 }
 
 #[tokio::main]
@@ -83,6 +85,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Drop(command)) => report(&operator::drop_version(&config, &command).await?),
         Some(Command::Prune(command)) => {
             report(&operator::prune(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Verify(command)) => {
+            report(&Box::pin(operator::verify(&config, &domain()?, &command)).await?)
         }
         Some(Command::Resume(command)) => report(&operator::resume(&config, &command).await?),
     }

@@ -6,6 +6,7 @@
 mod halt;
 mod status;
 mod table;
+mod verify;
 mod versions;
 
 use std::collections::BTreeSet;
@@ -28,10 +29,12 @@ use crate::log::{LogClient, LogError};
 use crate::start::key_of;
 use crate::status::Status;
 use crate::switch::SwitchError;
+use crate::verify::VerifyError;
 use crate::versions::discard::DropError;
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
 pub use status::{StatusCommand, status};
 use table::Table;
+pub use verify::{VerifyCommand, verify};
 pub use versions::{
     DropCommand, PruneCommand, RollbackCommand, SwitchCommand, VersionsCommand, drop_version,
     prune, rollback, switch, versions,
@@ -157,6 +160,9 @@ pub enum OperatorError {
     /// A version stays.
     #[error("it is not dropped")]
     Drop(#[from] DropError),
+    /// A view and the log could not be compared.
+    #[error("the view could not be verified")]
+    Verify(#[from] VerifyError),
     /// The connection to NATS cannot be set up as configured.
     #[error("the connection to NATS cannot be set up")]
     Nats(#[from] async_nats::ConnectError),
@@ -378,29 +384,12 @@ impl Operator<'_> {
 
     /// The version that is meant. It need not be in this binary to be looked at.
     async fn key(&self, target: &Target) -> Result<VersionKey, OperatorError> {
-        let projection = Name::new(target.projection.as_str())?;
-        if let Some(version) = target.projection_version {
-            return Ok(VersionKey { projection, version });
-        }
-        let active = sqlx::query_scalar!(
-            "select version from projection_version where projection = $1 and active",
-            projection.as_str(),
-        );
-        let active = active.fetch_optional(self.pool).await?;
-        let version = active.and_then(|version| u32::try_from(version).ok());
-        let version =
-            version.ok_or_else(|| OperatorError::NoActiveVersion(target.projection.clone()))?;
-        Ok(VersionKey { projection, version })
+        chosen_key(self.pool, &target.projection, target.projection_version).await
     }
 
     async fn definition(&self, target: &Target) -> Result<ProjectionDefinition, OperatorError> {
-        let key = self.key(target).await?;
-        let mut connection = self.pool.acquire().await?;
-        let versions =
-            crate::versions::of_projection(&mut connection, key.projection.as_str()).await?;
-        let version = versions.into_iter().find(|version| version.key == key);
-        let definition = version.map(|version| version.definition_in(self.domain)).transpose()?;
-        definition.flatten().ok_or(OperatorError::UnknownVersion(key))
+        let Target { projection, projection_version, .. } = target;
+        chosen(self.pool, self.domain, projection, *projection_version).await
     }
 
     /// Tells the region's gateways that the aggregate's row has changed.
@@ -424,6 +413,41 @@ impl Operator<'_> {
         }
         Ok(())
     }
+}
+
+/// A version as it is named on the command line; the active one unless its number is.
+async fn chosen_key(
+    pool: &PgPool,
+    projection: &str,
+    version: Option<u32>,
+) -> Result<VersionKey, OperatorError> {
+    let name = Name::new(projection)?;
+    if let Some(version) = version {
+        return Ok(VersionKey { projection: name, version });
+    }
+    let active = sqlx::query_scalar!(
+        "select version from projection_version where projection = $1 and active",
+        name.as_str(),
+    );
+    let active = active.fetch_optional(pool).await?;
+    let version = active.and_then(|version| u32::try_from(version).ok());
+    let version = version.ok_or_else(|| OperatorError::NoActiveVersion(projection.to_owned()))?;
+    Ok(VersionKey { projection: name, version })
+}
+
+/// The rules of that version over its own tables.
+async fn chosen(
+    pool: &PgPool,
+    domain: &Domain,
+    projection: &str,
+    version: Option<u32>,
+) -> Result<ProjectionDefinition, OperatorError> {
+    let key = chosen_key(pool, projection, version).await?;
+    let mut connection = pool.acquire().await?;
+    let versions = crate::versions::of_projection(&mut connection, projection).await?;
+    let version = versions.into_iter().find(|version| version.key == key);
+    let definition = version.map(|version| version.definition_in(domain)).transpose()?;
+    definition.flatten().ok_or(OperatorError::UnknownVersion(key))
 }
 
 impl Target {

@@ -13,6 +13,7 @@ use projection::sql::{
     ChecksumColumns, DifferenceColumns, ParityOf, ParityStatements, ParityTable,
 };
 use serde::Serialize;
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::checkpoint::{self, CheckpointError, Held};
@@ -107,19 +108,78 @@ impl TableDigest {
 pub struct Difference {
     /// `state`, or the view.
     pub table: String,
-    /// The aggregate, the place in a list, or the key of a sum.
+    /// The aggregate, the place in a list (its key, created position and aggregate), or the key of a sum.
     pub key: String,
-    /// What the first version says; `None` when it has nothing there.
+    /// What the first version says, a JSON object; `None` when it has nothing there.
     pub one: Option<String>,
     /// What the second says.
     pub other: Option<String>,
 }
 
+/// What two versions say differently of one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Field {
+    /// Its path, the names of its objects joined by dots; empty when one of them has nothing there at all.
+    pub path: String,
+    /// What the first says, as JSON; `nothing` when it does not say it.
+    pub one: String,
+    /// What the second says.
+    pub other: String,
+}
+
+impl Difference {
+    /// What exactly differs.
+    pub fn fields(&self) -> Vec<Field> {
+        let value = |says: &Option<String>| -> Option<Value> {
+            says.as_ref().map(|says| serde_json::from_str(says).unwrap_or(Value::Null))
+        };
+        let mut fields = Vec::new();
+        diverge(String::new(), value(&self.one), value(&self.other), &mut fields);
+        fields
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let said = |says: &Option<String>| says.clone().unwrap_or_else(|| "nothing".to_owned());
-        let (one, other) = (said(&self.one), said(&self.other));
-        write!(f, "{} of {}: {one}, but {other}", self.key, self.table)
+        write!(f, "{} of {}", self.key, self.table)?;
+        for Field { path, one, other } in self.fields() {
+            let colon = if path.is_empty() { "" } else { ": " };
+            write!(f, ", {path}{colon}{one}, but {other}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Goes down into objects, and into the JSON text of a state, as long as both have one.
+fn diverge(path: String, one: Option<Value>, other: Option<Value>, fields: &mut Vec<Field>) {
+    match (one, other) {
+        (one, other) if one == other => {}
+        (Some(Value::Object(one)), Some(Value::Object(mut other))) => {
+            let below = |name: &str| match path.is_empty() {
+                true => name.to_owned(),
+                false => format!("{path}.{name}"),
+            };
+            for (name, value) in one {
+                let twin = other.remove(&name);
+                diverge(below(&name), Some(value), twin, fields);
+            }
+            for (name, value) in other {
+                diverge(below(&name), None, Some(value), fields);
+            }
+        }
+        (Some(Value::String(one)), Some(Value::String(other))) if path == "state" => {
+            let parsed = |text: &str| serde_json::from_str::<Value>(text).ok();
+            match (parsed(&one), parsed(&other)) {
+                (Some(one), Some(other)) if one != other => {
+                    diverge(path, Some(one), Some(other), fields);
+                }
+                (_, _) => fields.push(Field { path, one, other }),
+            }
+        }
+        (one, other) => {
+            let said = |value: Option<Value>| value.map_or("nothing".to_owned(), |v| v.to_string());
+            fields.push(Field { path, one: said(one), other: said(other) });
+        }
     }
 }
 
@@ -152,7 +212,7 @@ pub async fn checksums(
 ) -> Result<Vec<TableDigest>, ParityError> {
     let mut digests = Vec::new();
     for table in &ParityStatements::of(definition).tables {
-        digests.push(checksum(connection, table, &[]).await?);
+        digests.push(checksum(connection, table, &Whose::everybody()).await?);
     }
     Ok(digests)
 }
@@ -167,20 +227,48 @@ pub async fn compare(
 ) -> Result<Parity, ParityError> {
     let statements = [ParityStatements::of(one), ParityStatements::of(other)];
     let left_out = left_out(connection, [one, other], &statements).await?;
-    let mut parity = Parity { left_out_count: left_out.len(), ..Parity::default() };
+    let whose = Whose { left_out, only: None };
+    compare_tables(connection, &statements, &whose, scope).await
+}
+
+/// Which aggregates are compared.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Whose {
+    /// Not these.
+    pub(crate) left_out: Vec<String>,
+    /// Of these only; of all when `None`.
+    pub(crate) only: Option<Vec<String>>,
+}
+
+impl Whose {
+    fn everybody() -> Self {
+        Self::default()
+    }
+}
+
+/// Compares the tables of two versions.
+pub(crate) async fn compare_tables(
+    connection: &mut PgConnection,
+    [one, other]: &[ParityStatements; 2],
+    whose: &Whose,
+    scope: Scope,
+) -> Result<Parity, ParityError> {
+    let mut parity = Parity { left_out_count: whose.left_out.len(), ..Parity::default() };
     let mut same_events = false;
-    for table in &statements[0].tables {
+    for table in &one.tables {
         let is_twin = |twin: &&ParityTable| twin.name == table.name && twin.of == table.of;
-        let Some(twin) = statements[1].tables.iter().find(is_twin) else {
+        let Some(twin) = other.tables.iter().find(is_twin) else {
             if scope == Scope::Rows {
                 parity.not_compared.push(table.name.clone());
             }
             continue;
         };
+        let pair = [table, twin];
         match (table.of, scope) {
             (ParityOf::Versions, _) => {
-                same_events = is_same(connection, [table, twin], &[]).await?;
-                let compared = checksum(connection, table, &left_out).await?;
+                same_events =
+                    whose.only.is_none() && is_same(connection, pair, &Whose::everybody()).await?;
+                let compared = checksum(connection, table, whose).await?;
                 parity.compared_count = compared.whole().line_count();
             }
             (ParityOf::States | ParityOf::Rows | ParityOf::Sums, Scope::Versions) => continue,
@@ -190,9 +278,8 @@ pub async fn compare(
             }
             (ParityOf::States | ParityOf::Rows | ParityOf::Sums, Scope::Rows) => {}
         }
-        if !is_same(connection, [table, twin], &left_out).await? {
-            let found = differences(connection, [table, twin], &left_out).await?;
-            parity.differences.extend(found);
+        if !is_same(connection, pair, whose).await? {
+            parity.differences.extend(differences(connection, pair, whose).await?);
         }
     }
     Ok(parity)
@@ -201,21 +288,23 @@ pub async fn compare(
 async fn is_same(
     connection: &mut PgConnection,
     [one, other]: [&ParityTable; 2],
-    left_out: &[String],
+    whose: &Whose,
 ) -> Result<bool, ParityError> {
-    let one = checksum(connection, one, left_out).await?;
-    let other = checksum(connection, other, left_out).await?;
+    let one = checksum(connection, one, whose).await?;
+    let other = checksum(connection, other, whose).await?;
     Ok(one.whole() == other.whole())
 }
 
 async fn checksum(
     connection: &mut PgConnection,
     table: &ParityTable,
-    left_out: &[String],
+    whose: &Whose,
 ) -> Result<TableDigest, ParityError> {
-    let statement = AssertSqlSafe(table.checksum.clone());
-    let rows: Vec<ChecksumColumns> =
-        sqlx::query_as(statement).bind(left_out).fetch_all(connection).await?;
+    let rows: Vec<ChecksumColumns> = sqlx::query_as(AssertSqlSafe(table.checksum.clone()))
+        .bind(&whose.left_out)
+        .bind(&whose.only)
+        .fetch_all(connection)
+        .await?;
     let digests = rows.into_iter().map(|(partition, line_count, one, other)| {
         let sums = [one.parse().ok()?, other.parse().ok()?];
         Some((partition, Digest { line_count, sums }))
@@ -227,10 +316,11 @@ async fn checksum(
 async fn differences(
     connection: &mut PgConnection,
     [one, other]: [&ParityTable; 2],
-    left_out: &[String],
+    whose: &Whose,
 ) -> Result<Vec<Difference>, ParityError> {
     let rows: Vec<DifferenceColumns> = sqlx::query_as(AssertSqlSafe(one.differences(other)))
-        .bind(left_out)
+        .bind(&whose.left_out)
+        .bind(&whose.only)
         .bind(DIFFERENCE_COUNT_MAX)
         .fetch_all(connection)
         .await?;
@@ -318,6 +408,43 @@ mod tests {
     fn partitions_are_compared_up_to_what_both_have_reached() {
         assert_eq!(common(&at(&[5, 9]), &at(&[7, 8])), [vec![5, 8], vec![5, 8]]);
         assert_eq!(common(&at(&[5, 9]), &at(&[7])), [vec![5, 5], vec![5]]);
+    }
+
+    #[test]
+    fn a_difference_says_which_fields_differ() {
+        let difference = |one: Option<&str>, other: Option<&str>| Difference {
+            table: "light".to_owned(),
+            key: "l-1".to_owned(),
+            one: one.map(str::to_owned),
+            other: other.map(str::to_owned),
+        };
+        let field = |path: &str, one: &str, other: &str| Field {
+            path: path.to_owned(),
+            one: one.to_owned(),
+            other: other.to_owned(),
+        };
+        let rows = difference(
+            Some(r#"{"version":3,"data":{"lit":true,"at":[1]}}"#),
+            Some(r#"{"version":2,"data":{"lit":true,"at":[2],"by":null}}"#),
+        );
+        let fields = rows.fields();
+        assert_eq!(fields.len(), 3);
+        for field in [
+            field("data.at", "[1]", "[2]"),
+            field("data.by", "nothing", "null"),
+            field("version", "3", "2"),
+        ] {
+            assert!(fields.contains(&field), "{field:?}");
+        }
+        let states = difference(
+            Some(r#"{"state":"{\"lit\":true}"}"#),
+            Some(r#"{"state":"{\"lit\":false}"}"#),
+        );
+        assert_eq!(states.fields(), [field("state.lit", "true", "false")]);
+        let torn = difference(Some(r#"{"state":"{}"}"#), Some(r#"{"state":"torn"}"#));
+        assert_eq!(torn.fields(), [field("state", "{}", "torn")]);
+        let gone = difference(Some("{}"), None);
+        assert_eq!(gone.to_string(), "l-1 of light, {}, but nothing");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! differ.
 //!
 //! Every table is seen as lines, each with the key that it is known by in both versions, the partition of
-//! its aggregate and what it says. The hash of a table is the sum of the hashes of its lines, so that neither the order of the lines nor
-//! the number of partitions matters, and parts can be added up.
+//! its aggregate and what it says, as a JSON object. The hash of a table is the sum of the hashes of its
+//! lines, so that neither the order of the lines nor the number of partitions matters, and parts can be
+//! added up.
 
 use std::sync::Arc;
 
-use super::Statements;
 use crate::rollup::{Column, Combine};
 use crate::{ProjectionDefinition, ProjectionKind, ViewKind};
 
@@ -38,6 +38,8 @@ pub struct ParityStatements {
     /// `$1 bigint[]`: a position for each partition, from 0; `$2 bigint`: most ids. Ids of aggregates of
     /// which an event beyond that is applied.
     pub beyond: Arc<str>,
+    /// `$1 bigint`: how many. Ids of aggregates that have a state, whichever come.
+    pub sample: Arc<str>,
     /// What can be compared, [`ParityOf::Versions`] first.
     pub tables: Vec<ParityTable>,
 }
@@ -49,9 +51,12 @@ pub struct ParityTable {
     pub name: String,
     /// What is compared.
     pub of: ParityOf,
-    /// `$1 text[]`: ids of aggregates that are left out, of sums none. Rows of [`ChecksumColumns`]. Rows of
-    /// a view whose aggregate has no state are of partition -1, sums of partition 0.
+    /// `$1 text[]`: ids of aggregates that are left out; `$2 text[]`: ids of those that are not, null for
+    /// all; sums are of all in any case. Rows of [`ChecksumColumns`]. Rows of a view whose aggregate has no
+    /// state are of partition -1, sums of partition 0.
     pub checksum: Arc<str>,
+    /// `$1 bigint`: most ids. Ids of aggregates that have a row but no state.
+    pub strays: Option<Arc<str>>,
     lines: String,
 }
 
@@ -61,10 +66,12 @@ impl ParityStatements {
     pub fn of(definition: &ProjectionDefinition) -> Self {
         let statements = definition.statements();
         let state = statements.tables().next().expect("every version has a table of states");
-        let says = "row(version, epoch, position, created_position)::text";
+        let version = "json_build_object('version', version, 'epoch', epoch,
+            'position', position, 'created_position', created_position)::text";
+        let content = "json_build_object('state', state)::text";
         let mut tables = vec![
-            ParityTable::new("state", ParityOf::Versions, state_lines(state, says)),
-            ParityTable::new("state", ParityOf::States, state_lines(state, "row(state)::text")),
+            ParityTable::new("state", ParityOf::Versions, state_lines(state, version)),
+            ParityTable::new("state", ParityOf::States, state_lines(state, content)),
         ];
         // The tables of the views follow the one of the states.
         for (view, table) in definition.views().iter().zip(statements.tables().skip(1)) {
@@ -80,9 +87,13 @@ impl ParityStatements {
                     continue;
                 }
             };
-            tables.push(ParityTable::new(view.name().as_str(), of, lines));
+            let strays = (of == ParityOf::Rows).then(|| strays(table, state));
+            let table = ParityTable::new(view.name().as_str(), of, lines);
+            tables.push(ParityTable { strays, ..table });
         }
-        Self { beyond: beyond(statements), tables }
+        let sample =
+            format!(r#"select aggregate_id from "{state}" order by random() limit $1"#).into();
+        Self { beyond: beyond(state), sample, tables }
     }
 }
 
@@ -97,25 +108,24 @@ impl ParityTable {
             hash(0),
             hash(1)
         );
-        Self { name: name.to_owned(), of, checksum: checksum.into(), lines }
+        Self { name: name.to_owned(), of, checksum: checksum.into(), strays: None, lines }
     }
 
-    /// Where the lines of the same table of another version differ. `$1 text[]` as of [`Self::checksum`];
-    /// `$2 bigint`: most rows, which are [`DifferenceColumns`].
+    /// Where the lines of the same table of another version differ. `$1` and `$2` as of
+    /// [`Self::checksum`]; `$3 bigint`: most rows, which are [`DifferenceColumns`].
     pub fn differences(&self, other: &Self) -> Arc<str> {
         format!(
             "select coalesce(one.key, other.key), one.says, other.says
             from ({}) as one full join ({}) as other on one.key = other.key
             where one.says is distinct from other.says
-            order by 1 limit $2",
+            order by 1 limit $3",
             self.lines, other.lines
         )
         .into()
     }
 }
 
-fn beyond(statements: &Statements) -> Arc<str> {
-    let state = statements.tables().next().unwrap_or_default();
+fn beyond(state: &str) -> Arc<str> {
     format!(
         r#"select aggregate_id from "{state}"
         where position > ($1::bigint[])[partition + 1] limit $2"#
@@ -123,9 +133,22 @@ fn beyond(statements: &Statements) -> Arc<str> {
     .into()
 }
 
+fn strays(table: &str, state: &str) -> Arc<str> {
+    format!(
+        r#"select distinct line.aggregate_id from "{table}" as line
+        where not exists (
+            select from "{state}" as state where state.aggregate_id = line.aggregate_id)
+        limit $1"#
+    )
+    .into()
+}
+
 /// Hashed once, however many ids there are.
 fn is_compared(id: &str) -> String {
-    format!("not exists (select from unnest($1::text[]) as gone (id) where gone.id = {id})")
+    format!(
+        "not exists (select from unnest($1::text[]) as gone (id) where gone.id = {id})
+        and ($2::text[] is null or {id} = any($2::text[]))"
+    )
 }
 
 fn state_lines(table: &str, says: &str) -> String {
@@ -139,7 +162,8 @@ fn row_lines(table: &str, state: &str) -> String {
     let is_compared = is_compared("line.aggregate_id");
     format!(
         r#"select coalesce(state.partition, -1) as partition, line.aggregate_id as key,
-            row(line.version, line.epoch, line.position, line.data::text)::text as says
+            json_build_object('version', line.version, 'epoch', line.epoch,
+                'position', line.position, 'data', line.data)::text as says
         from "{table}" as line left join "{state}" as state using (aggregate_id)
         where {is_compared}"#
     )
@@ -149,8 +173,8 @@ fn list_lines(table: &str, state: &str) -> String {
     let is_compared = is_compared("line.aggregate_id");
     format!(
         r#"select coalesce(state.partition, -1) as partition,
-            row(line.list_key, line.created_position, line.aggregate_id)::text as key,
-            line.data::text as says
+            json_build_array(line.list_key, line.created_position, line.aggregate_id)::text as key,
+            json_build_object('data', line.data)::text as says
         from "{table}" as line left join "{state}" as state using (aggregate_id)
         where {is_compared}"#
     )
@@ -159,11 +183,13 @@ fn list_lines(table: &str, state: &str) -> String {
 /// What a reader would see, who adds the parts up as well.
 fn sum_lines(table: &str, columns: &[Column]) -> String {
     let values = super::listed(columns, |_, Column { name, combine }| match combine {
-        Combine::Sum => format!(r#", sum("{name}")"#),
-        Combine::Max => format!(r#", max("{name}")"#),
+        Combine::Sum => format!(r#", '{name}', sum("{name}")"#),
+        Combine::Max => format!(r#", '{name}', max("{name}")"#),
     });
     format!(
-        r#"select 0 as partition, key, row(max(epoch), max(position){values})::text as says
-        from "{table}" where cardinality($1::text[]) >= 0 group by key"#
+        r#"select 0 as partition, key, json_build_object(
+            'epoch', max(epoch), 'position', max(position){values})::text as says
+        from "{table}" where cardinality($1::text[]) >= 0 and ($2::text[] is null or true)
+        group by key"#
     )
 }

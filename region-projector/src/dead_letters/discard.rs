@@ -83,7 +83,7 @@ async fn discard_in(
 }
 
 /// Advances state and rows to the event without folding it.
-async fn pass_over(
+pub(crate) async fn pass_over(
     connection: &mut PgConnection,
     definition: &ProjectionDefinition,
     partition: u16,

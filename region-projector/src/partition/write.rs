@@ -209,7 +209,8 @@ async fn write_list(
     Ok(())
 }
 
-async fn add(
+/// Adds what changed in a rollup.
+pub async fn add(
     connection: &mut PgConnection,
     view: &RollupStatements,
     changes: &RollupChanges,

@@ -24,4 +24,5 @@ mod sharing;
 mod slow_log;
 mod switching;
 mod tally;
+mod verifying;
 mod world;

@@ -25,20 +25,19 @@ use crate::{
     events,
     forward::CONSISTENCY_STATUS,
     gateway::{Gateway, Role},
-    hop, internal, openapi, overview, problem, proxied, read,
+    hop, internal, overview, problem, proxied, read,
     request::{self, Call, REQUEST_ID},
     status::Outcome,
     token_carrier::{CONSISTENCY_TOKEN, Presented},
     trace, write,
 };
 
-/// Where a request's time went.
-pub const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
+const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
 const VARY: &str = "Consistency-Token, Cookie, Consistency-Policy, Prefer";
 
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+enum Route {
     AggregateEvents,
     Aggregate,
     Command,
@@ -46,15 +45,13 @@ pub enum Route {
     Search,
     Currency,
     CurrencyEvents,
-    OpenApi,
     InternalLog,
     InternalAggregate,
     InternalEpochs,
 }
 
 impl Route {
-    /// Every route, with its pattern.
-    pub const ALL: [(&str, Self); 11] = [
+    const ALL: [(&str, Self); 10] = [
         ("/v1/aggregates/{type}/{id}/events", Self::AggregateEvents),
         ("/v1/aggregates/{type}/{id}", Self::Aggregate),
         ("/v1/commands/{command}", Self::Command),
@@ -62,7 +59,6 @@ impl Route {
         ("/v1/views/{view}", Self::Search),
         ("/v1/currency", Self::Currency),
         (events::PATH, Self::CurrencyEvents),
-        (openapi::PATH, Self::OpenApi),
         ("/internal/log", Self::InternalLog),
         ("/internal/log/{type}/{id}", Self::InternalAggregate),
         ("/internal/epochs", Self::InternalEpochs),
@@ -74,8 +70,7 @@ impl Route {
         known.map_or("other", |(pattern, _)| pattern)
     }
 
-    /// The methods that it takes, as `Allow` names them.
-    pub const fn methods(self) -> &'static str {
+    const fn methods(self) -> &'static str {
         match self {
             Self::AggregateEvents => "GET, HEAD, POST",
             Self::Command => "POST",
@@ -84,7 +79,6 @@ impl Route {
             | Self::Search
             | Self::Currency
             | Self::CurrencyEvents
-            | Self::OpenApi
             | Self::InternalLog
             | Self::InternalAggregate
             | Self::InternalEpochs => "GET, HEAD",
@@ -97,7 +91,6 @@ impl Route {
 pub struct Service {
     gateway: Arc<Gateway>,
     routes: Arc<Router<Route>>,
-    document: Bytes,
 }
 
 impl Service {
@@ -107,8 +100,7 @@ impl Service {
         for (pattern, route) in Route::ALL {
             routes.insert(pattern, route).expect("our patterns do not conflict");
         }
-        let document = openapi::document(&gateway.config, &gateway.domain);
-        Self { gateway, routes: Arc::new(routes), document }
+        Self { gateway, routes: Arc::new(routes) }
     }
 
     /// Answers one request.
@@ -221,7 +213,6 @@ impl Service {
             }
             Route::Currency if is_read => overview::answer(gateway, &call),
             Route::CurrencyEvents if is_read => events::listen(&self.gateway, &call),
-            Route::OpenApi if is_read => openapi::answer(&call, &self.document),
             Route::InternalLog if is_read => internal::log(gateway, &call).await,
             Route::InternalAggregate if is_read => {
                 internal::aggregate(gateway, &call, parameter("type"), parameter("id")).await
@@ -234,7 +225,6 @@ impl Service {
             | Route::Search
             | Route::Currency
             | Route::CurrencyEvents
-            | Route::OpenApi
             | Route::InternalLog
             | Route::InternalAggregate
             | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),

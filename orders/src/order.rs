@@ -2,11 +2,10 @@
 
 use consistency::Event;
 use projection::{Fold, FoldError};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Who ordered.
     pub customer_id: String,
@@ -24,7 +23,7 @@ pub struct Order {
 }
 
 /// How far an order is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// May still be changed.
@@ -51,7 +50,7 @@ impl Status {
 
 /// What prices are in. There is one, so that every sum is of one currency; an order in another is
 /// refused wherever it comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Currency {
     /// Euro, in cents.
     #[default]
@@ -60,7 +59,7 @@ pub enum Currency {
 }
 
 /// A product in an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// Which.
     pub product_id: String,
@@ -73,7 +72,7 @@ pub struct Line {
 }
 
 /// What can happen to an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OrderEvent {
     /// The first event. The upcasters know its older schemas.
     OrderPlaced {

@@ -313,10 +313,30 @@ impl DocumentDefinition {
         before: StoredState,
         events: &[&Event],
     ) -> Applied {
+        self.apply_as(Making::StatesAndRows, aggregate, before, events)
+    }
+
+    /// The same without rows, for who makes them of the last state of all.
+    pub fn apply_to_state(
+        &self,
+        aggregate: &AggregateId,
+        before: StoredState,
+        events: &[&Event],
+    ) -> Applied {
+        self.apply_as(Making::States, aggregate, before, events)
+    }
+
+    fn apply_as(
+        &self,
+        making: Making,
+        aggregate: &AggregateId,
+        before: StoredState,
+        events: &[&Event],
+    ) -> Applied {
         let Admitted { run, gap } = admitted(before.version, events);
-        let (reached, poison) = match self.fold_all(aggregate, &before, &run) {
+        let (reached, poison) = match self.fold_all(making, aggregate, &before, &run) {
             Ok(reached) => (reached, None),
-            Err(_) => self.fold_until_poison(aggregate, &before, &run),
+            Err(_) => self.fold_until_poison(making, aggregate, &before, &run),
         };
         let (consumed, stop) = match (poison, gap) {
             (Some((at, error)), _) => (run[at].0, Some(Stop::Poison(error))),
@@ -337,6 +357,7 @@ impl DocumentDefinition {
 
     fn fold_all(
         &self,
+        making: Making,
         aggregate: &AggregateId,
         before: &StoredState,
         run: &[(usize, &Event)],
@@ -345,12 +366,12 @@ impl DocumentDefinition {
             return Ok(Reached::nowhere(before));
         }
         let mut folded = self.document.decode(before)?;
-        let rows_before = self.row_map(aggregate, &folded)?;
+        let rows_before = self.made(making, aggregate, &folded)?;
         for (_, event) in run {
             folded = self.fold(folded, event)?;
         }
         let state = self.store(&folded)?;
-        let rows = self.row_map(aggregate, &folded)?;
+        let rows = self.made(making, aggregate, &folded)?;
         Ok(Reached { state, rows_before, rows })
     }
 
@@ -358,13 +379,14 @@ impl DocumentDefinition {
     /// state. Also finds the event whose rows are at fault.
     fn fold_until_poison(
         &self,
+        making: Making,
         aggregate: &AggregateId,
         before: &StoredState,
         run: &[(usize, &Event)],
     ) -> (Reached, Option<(usize, ProjectionError)>) {
         let mut reached = Reached::nowhere(before);
         for (at, event) in run.iter().enumerate() {
-            match self.fold_all(aggregate, &reached.state, &[*event]) {
+            match self.fold_all(making, aggregate, &reached.state, &[*event]) {
                 Ok(next) if at == 0 => reached = next,
                 Ok(next) => reached = Reached { rows_before: reached.rows_before, ..next },
                 Err(error) => return (reached, Some((at, error))),
@@ -388,12 +410,31 @@ impl DocumentDefinition {
         (upserts, deletes)
     }
 
+    fn made(
+        &self,
+        making: Making,
+        aggregate: &AggregateId,
+        folded: &Folded,
+    ) -> Result<RowMap, ProjectionError> {
+        match making {
+            Making::StatesAndRows => self.row_map(aggregate, folded),
+            Making::States => Ok(RowMap::new()),
+        }
+    }
+
     fn row_map(&self, aggregate: &AggregateId, folded: &Folded) -> Result<RowMap, ProjectionError> {
         let mut rows =
             Rows { aggregate, views: &self.views, rows: RowMap::new(), bytes: 0, error: None };
         guarded(|| self.document.rows(folded, &mut rows))?;
         rows.finish()
     }
+}
+
+/// What a fold is to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Making {
+    StatesAndRows,
+    States,
 }
 
 type RowMap = BTreeMap<RowKey, String>;

@@ -19,6 +19,7 @@
 //! 42P01), and has to learn the active version again.
 
 mod parity;
+pub mod bulk;
 mod read;
 mod search;
 
@@ -156,15 +157,15 @@ impl Statements {
         for view in views {
             let table = naming.table(view.name().as_str());
             let (made, of_view) = match (view.kind(), kind) {
-                (ViewKind::Row, _) => (create_rows(&table), row_statements(&naming, &table)),
+                (ViewKind::Row, _) => (create_rows(&table, KEYED), row_statements(&naming, &table)),
                 (ViewKind::List, _) => {
-                    (create_list(&table), list_statements(&naming, &table, &state_table))
+                    (create_list(&table, LIST_KEY), list_statements(&naming, &table, &state_table))
                 }
                 (ViewKind::Rollup, ProjectionKind::Rollup(rollup)) => {
                     (create_rollup(&table, rollup), rollup_statements(&naming, &table, rollup))
                 }
                 (ViewKind::Search(fields), _) => {
-                    create.push(search::create(&table, fields));
+                    create.push(search::create(&table, fields, KEYED));
                     indexes.push(search::index_name(&table));
                     (
                         search::create_index(&table),
@@ -224,10 +225,15 @@ fn create_states(table: &str) -> Arc<str> {
     .into()
 }
 
-fn create_rows(table: &str) -> Arc<str> {
+/// What makes the first column of a table its key.
+const KEYED: &str = "primary key";
+/// What makes the key of a list's table.
+const LIST_KEY: &str = ", primary key (list_key, created_position, aggregate_id)";
+
+fn create_rows(table: &str, key: &str) -> Arc<str> {
     format!(
         r#"create table if not exists "{table}" (
-            aggregate_id text primary key,
+            aggregate_id text {key},
             version bigint not null,
             epoch integer not null,
             position bigint not null,
@@ -237,14 +243,14 @@ fn create_rows(table: &str) -> Arc<str> {
     .into()
 }
 
-fn create_list(table: &str) -> Arc<str> {
+/// `key` is a constraint of the table, or nothing.
+fn create_list(table: &str, key: &str) -> Arc<str> {
     format!(
         r#"create table if not exists "{table}" (
             list_key text not null,
             created_position bigint not null,
             aggregate_id text not null,
-            data json not null,
-            primary key (list_key, created_position, aggregate_id)
+            data json not null{key}
         ) with (fillfactor = 80)"#
     )
     .into()

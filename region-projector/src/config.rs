@@ -15,6 +15,7 @@ use process::trace::OtlpConfig;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::rebuild::RebuildConfig;
 pub use limits::{ApplyConfig, LimitsConfig, PartitionSet};
 
 /// The whole file.
@@ -49,6 +50,9 @@ pub struct ProjectorConfig {
     /// How partitions are shared with other processes.
     #[serde(default)]
     pub sharing: SharingConfig,
+    /// Bounds of building a projection anew.
+    #[serde(default)]
+    pub rebuild: RebuildConfig,
     /// How long a shutdown may take.
     #[serde(default = "grace_default")]
     pub shutdown_grace: Period,
@@ -203,6 +207,7 @@ impl Config for ProjectorConfig {
             mistakes.push("nats.domain: must not be the primary's, a mirror needs its own".into());
         }
         mistakes.extend(self.apply.mistakes("apply"));
+        mistakes.extend(self.rebuild.mistakes());
         for (name, limits) in &self.projection {
             // What is wrong everywhere has been said.
             let wrong =

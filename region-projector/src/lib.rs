@@ -30,6 +30,7 @@ pub mod parity;
 pub mod partition;
 pub mod pause;
 pub mod reader;
+pub mod rebuild;
 pub mod retry;
 mod service;
 pub mod sharing;

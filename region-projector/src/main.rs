@@ -10,8 +10,8 @@ use process::config::{EXIT_CODE, load};
 use process::{shutdown, telemetry};
 use projection::Domain;
 use region_projector::operator::{
-    self, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand, Report, ResumeCommand,
-    RollbackCommand, StatusCommand, SwitchCommand, VerifyCommand, VersionsCommand,
+    self, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand, RebuildCommand, Report,
+    ResumeCommand, RollbackCommand, StatusCommand, SwitchCommand, VerifyCommand, VersionsCommand,
 };
 use region_projector::{Projector, ProjectorConfig};
 
@@ -42,6 +42,8 @@ enum Command {
     Status(StatusCommand),
     /// Lists the versions of projections, and tables that are of none.
     Versions(VersionsCommand),
+    /// Builds a projection anew from the log, beside the version that is read. Run again, it goes on.
+    Rebuild(RebuildCommand),
     /// Has gateways read a version that was built beside the active one.
     Switch(SwitchCommand),
     /// Has gateways read the version again that they read before the last switch.
@@ -75,6 +77,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Status(command)) => report(&operator::status(&config, &command).await?),
         Some(Command::Versions(command)) => {
             report(&operator::versions(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Rebuild(command)) => {
+            let stop = shutdown::on_signal()?;
+            report(&Box::pin(operator::rebuild(&config, &domain()?, &command, &stop)).await?)
         }
         Some(Command::Switch(command)) => {
             report(&operator::switch(&config, &domain()?, &command).await?)

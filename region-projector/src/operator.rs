@@ -4,6 +4,7 @@
 //! takes the lock of a checkpoint and raises its fence.
 
 mod halt;
+mod rebuild;
 mod status;
 mod table;
 mod verify;
@@ -26,12 +27,14 @@ use crate::checkpoint::{Held, VersionKey};
 use crate::config::ProjectorConfig;
 use crate::dead_letters::{self, Actor, DeadLetterError, Decision, ParkedAggregate, Retried};
 use crate::log::{LogClient, LogError};
+use crate::rebuild::RebuildError;
 use crate::start::key_of;
 use crate::status::Status;
 use crate::switch::SwitchError;
 use crate::verify::VerifyError;
 use crate::versions::discard::DropError;
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
+pub use rebuild::{RebuildCommand, rebuild};
 pub use status::{StatusCommand, status};
 use table::Table;
 pub use verify::{VerifyCommand, verify};
@@ -157,6 +160,9 @@ pub enum OperatorError {
     /// Another version does not take over.
     #[error("gateways read what they read before")]
     Switch(#[from] SwitchError),
+    /// Nothing takes the place of what is there.
+    #[error("it is not rebuilt")]
+    Rebuild(#[from] Box<RebuildError>),
     /// A version stays.
     #[error("it is not dropped")]
     Drop(#[from] DropError),

@@ -295,33 +295,44 @@ impl Work {
     fn stream_watch(
         &self,
         history: &EpochHistory,
-        (stalled, begins): (watch::Sender<bool>, watch::Sender<Position>),
+        told: (watch::Sender<bool>, watch::Sender<Position>),
     ) -> StreamWatch {
-        let client = &self.nats.client;
-        let epoch = history.current();
-        let stream = stream_name(epoch);
-        let kept = if self.config.is_primary() {
-            Kept::Origin { context: Box::new(jetstream::new(client.clone())), stream }
-        } else {
-            let mirror = Mirror::new(client, &stream, self.config.primary_domain());
-            Kept::Mirror(Box::new(mirror.starting_after(history.current_starts_after())))
-        };
-        StreamWatch {
-            kept,
-            epoch,
-            every: self.config.nats.watch_interval.get(),
-            silence_max: self.config.nats.mirror_silence_max.get(),
-            nudge_interval: self.config.nats.nudge_interval.get(),
-            stalled,
-            begins,
-            status: self.status.clone(),
-            health: self.health.clone(),
-            telemetry: Arc::clone(&self.telemetry),
-        }
+        let known = (self.status.clone(), self.health.clone(), Arc::clone(&self.telemetry));
+        stream_watch(&self.config, &self.nats.client, history, told, known)
     }
 
     fn learner(&self, stored: EpochHistory) -> (Learner, Epochs) {
         let every = self.config.nats.watch_interval;
         Learner::new(self.pool.clone(), self.log.clone(), every, self.health.clone(), stored)
+    }
+}
+
+/// Watches over the stream of the newest epoch, and says whether it is stalled and where it begins.
+pub(crate) fn stream_watch(
+    config: &ProjectorConfig,
+    client: &async_nats::Client,
+    history: &EpochHistory,
+    (stalled, begins): (watch::Sender<bool>, watch::Sender<Position>),
+    (status, health, telemetry): (Status, Health, Arc<Telemetry>),
+) -> StreamWatch {
+    let epoch = history.current();
+    let stream = stream_name(epoch);
+    let kept = if config.is_primary() {
+        Kept::Origin { context: Box::new(jetstream::new(client.clone())), stream }
+    } else {
+        let mirror = Mirror::new(client, &stream, config.primary_domain());
+        Kept::Mirror(Box::new(mirror.starting_after(history.current_starts_after())))
+    };
+    StreamWatch {
+        kept,
+        epoch,
+        every: config.nats.watch_interval.get(),
+        silence_max: config.nats.mirror_silence_max.get(),
+        nudge_interval: config.nats.nudge_interval.get(),
+        stalled,
+        begins,
+        status,
+        health,
+        telemetry,
     }
 }

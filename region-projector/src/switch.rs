@@ -256,7 +256,10 @@ async fn differences(
     let is_same = old.declared_version() == new.declared_version();
     let scope = if is_same { Scope::Rows } else { Scope::Versions };
     let Parity { differences, not_compared, .. } =
-        parity::compare(connection, old, new, scope).await?;
+        match parity::compare(connection, old, new, scope).await {
+            Err(ParityError::TooFarApart) => return Ok(vec![Refusal::TooFarApart]),
+            compared => compared?,
+        };
     if !not_compared.is_empty() {
         let views = not_compared.join(", ");
         tracing::warn!(views, "not compared: not the same events are in both");

@@ -3,7 +3,6 @@
 
 mod bad_input;
 mod commands;
-mod described;
 mod doors;
 mod ends;
 mod epochs;

@@ -6,14 +6,14 @@ use super::{Naming, SearchStatements, ViewStatements, delete_rows, read, upsert_
 use crate::SearchFields;
 
 /// Generated columns, so that a row and what it is found by cannot differ.
-pub(super) fn create(table: &str, fields: SearchFields) -> Arc<str> {
+pub(super) fn create(table: &str, fields: SearchFields, key: &str) -> Arc<str> {
     let SearchFields { words, number, label } = fields;
     let text = |field: &&str| format!("coalesce(data->>'{field}', '')");
     let words: Vec<String> = words.iter().map(text).collect();
     let words = words.join(" || ' ' || ");
     format!(
         r#"create table if not exists "{table}" (
-            aggregate_id text primary key,
+            aggregate_id text {key},
             version bigint not null,
             epoch integer not null,
             position bigint not null,

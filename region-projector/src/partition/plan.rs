@@ -6,8 +6,9 @@ use consistency::{
     Admission, AggregateId, AggregateKey, Event, LogPosition, Position, Version, admit,
 };
 use projection::{
-    Changes, CustomDefinition, CustomEvent, Delta, DocumentDefinition, ProjectionDefinition,
-    ProjectionKind, RollupChanges, RollupDefinition, StateWrites, Stop, StoredState,
+    Applied, Changes, CustomDefinition, CustomEvent, Delta, DocumentDefinition,
+    ProjectionDefinition, ProjectionKind, RollupChanges, RollupDefinition, StateWrites, Stop,
+    StoredState,
 };
 
 use crate::health::chain_of;
@@ -109,8 +110,33 @@ impl Plan {
     }
 }
 
+/// How a document's events are applied: with the rows that its state makes, or without.
+type Apply = fn(&DocumentDefinition, &AggregateId, StoredState, &[&Event]) -> Applied;
+
 /// Decides what `events`, in log order, do.
 pub fn plan<'a>(
+    definition: &ProjectionDefinition,
+    partition: u16,
+    events: impl IntoIterator<Item = &'a Event>,
+    known: &mut Known,
+    condemned: &Condemned,
+) -> Plan {
+    plan_by(DocumentDefinition::apply, definition, partition, events, known, condemned)
+}
+
+/// The same without a document's rows, for who makes them of the last state of all.
+pub fn plan_states<'a>(
+    definition: &ProjectionDefinition,
+    partition: u16,
+    events: impl IntoIterator<Item = &'a Event>,
+    known: &mut Known,
+) -> Plan {
+    let none = Condemned::new();
+    plan_by(DocumentDefinition::apply_to_state, definition, partition, events, known, &none)
+}
+
+fn plan_by<'a>(
+    apply: Apply,
     definition: &ProjectionDefinition,
     partition: u16,
     events: impl IntoIterator<Item = &'a Event>,
@@ -133,7 +159,8 @@ pub fn plan<'a>(
     }
     let writes = match definition.kind() {
         ProjectionKind::Document(document) => {
-            Writes::Document(documents(definition, document, &open, known, &mut sorted))
+            let rules = (definition, document, apply);
+            Writes::Document(documents(rules, &open, known, &mut sorted))
         }
         ProjectionKind::Rollup(rollup) => {
             let (states, changes) = rollups(rollup, partition, &open, known, &mut sorted);
@@ -217,8 +244,7 @@ impl Sorted {
 }
 
 fn documents(
-    definition: &ProjectionDefinition,
-    document: &DocumentDefinition,
+    (definition, document, apply): (&ProjectionDefinition, &DocumentDefinition, Apply),
     groups: &[Group<'_>],
     known: &mut Known,
     sorted: &mut Sorted,
@@ -228,7 +254,7 @@ fn documents(
         let before = known.states.remove(aggregate.id()).unwrap_or(StoredState::NOTHING);
         let held = |event: &&&Event| event.version <= before.version();
         sorted.duplicate_count += group.sound().iter().filter(held).count();
-        let applied = document.apply(aggregate, before, group.sound());
+        let applied = apply(document, aggregate, before, group.sound());
         let rest = &group.events[applied.consumed..];
         match &applied.stop {
             None => sorted.park_refused(group),

@@ -62,6 +62,8 @@ pub enum Refusal {
         /// How many there are.
         count: usize,
     },
+    /// So little is in both of them that nothing can be said of what they hold.
+    TooFarApart,
     /// They do not hold the same.
     Differs {
         /// The first few of each table: what the older one says, and what the newer.
@@ -73,7 +75,7 @@ impl Refusal {
     /// Whether it says that the older one may be damaged, rather than that the newer one is behind.
     pub fn is_difference(&self) -> bool {
         match self {
-            Self::Differs { .. } => true,
+            Self::Differs { .. } | Self::TooFarApart => true,
             Self::NoCheckpoint { .. }
             | Self::Epoch { .. }
             | Self::Behind { .. }
@@ -109,6 +111,10 @@ impl fmt::Display for Refusal {
                 "{count} aggregates are parked that the active version has applied, as \
                  {aggregate_id} is at position {at}, retry or discard its dead letters"
             ),
+            Self::TooFarApart => f.write_str(
+                "the active version is so far behind that they cannot be compared; if nothing moves \
+                 it any more, add --accept-differences",
+            ),
             Self::Differs { differences } => {
                 let shown: Vec<String> =
                     differences.iter().take(SHOWN_COUNT_MAX).map(ToString::to_string).collect();
@@ -138,6 +144,7 @@ impl Gate<'_> {
             Refusal::NoCheckpoint { .. }
             | Refusal::Epoch { .. }
             | Refusal::Parked { .. }
+            | Refusal::TooFarApart
             | Refusal::Differs { .. } => false,
         };
         !self.refusals().iter().any(waits)

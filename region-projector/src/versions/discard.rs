@@ -43,6 +43,32 @@ pub async fn drop_version(
     key: &VersionKey,
     statement_timeout: Period,
 ) -> Result<Vec<Table>, DropError> {
+    drop_as(Who::Operator, pool, key, statement_timeout).await
+}
+
+/// The same of a version that is being built, for who builds it.
+pub async fn drop_begun(
+    pool: &PgPool,
+    key: &VersionKey,
+    statement_timeout: Period,
+) -> Result<Vec<Table>, DropError> {
+    drop_as(Who::Builder, pool, key, statement_timeout).await
+}
+
+/// Who drops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Operator,
+    /// Holds the lease.
+    Builder,
+}
+
+async fn drop_as(
+    who: Who,
+    pool: &PgPool,
+    key: &VersionKey,
+    statement_timeout: Period,
+) -> Result<Vec<Table>, DropError> {
     let mut transaction = pool.begin().await?;
     prepare(&mut transaction, statement_timeout).await?;
     let projection = key.projection.as_str();
@@ -53,7 +79,9 @@ pub async fn drop_version(
     match version.state {
         VersionState::Active => return Err(DropError::Active(key.clone())),
         VersionState::Dropped => return Err(DropError::Dropped(key.clone())),
-        VersionState::Building if !lease::try_within(&mut transaction, projection).await? => {
+        VersionState::Building
+            if who == Who::Operator && !lease::try_within(&mut transaction, projection).await? =>
+        {
             return Err(DropError::Building(key.clone()));
         }
         VersionState::Building | VersionState::Ready | VersionState::Retired => {}

@@ -17,6 +17,7 @@ mod operating;
 mod parity;
 mod processes;
 mod reading;
+mod rebuilding;
 mod refusals;
 mod rollups;
 mod search;

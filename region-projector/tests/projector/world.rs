@@ -108,6 +108,7 @@ impl World {
             },
             projection: Default::default(),
             sharing: Default::default(),
+            rebuild: Default::default(),
             shutdown_grace: Period::from_secs(10),
         }
     }

@@ -2,7 +2,7 @@
 # nothing is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test loadtest bench bench-setup prepare render setup binaries
+.PHONY: help demo up test api-test loadtest bench bench-setup prepare render setup binaries
 
 # `make demo PROFILE=release` for optimised binaries.
 PROFILE ?= dev
@@ -14,6 +14,8 @@ PAIRS ?= 7
 # Events of the backlog that `project_documents` works off.
 PROJECT_EVENTS ?= 100000
 CHECK ?=
+# `make api-test API_SEED=7` for the requests of another run.
+API_SEED ?= 1
 # Seconds of load.
 DURATION_S ?= 30
 
@@ -25,7 +27,7 @@ ports := $(if $(FIRST_PORT),--first-port $(FIRST_PORT))
 tools := $(or $(TIDEMARK_TOOLS),.tools)
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: binaries ## Three regions, the read-your-writes story step by step, a clean stop
 	$(target)/local demo $(ports)
@@ -39,6 +41,10 @@ test: binaries ## All tests
 
 loadtest: binaries ## A k6 run against three regions while their links lag and break
 	DURATION_S=$(DURATION_S) $(target)/local run $(ports) -- $(tools)/bin/k6 run --quiet loadtest/lag.js
+
+api-test: binaries ## Requests made from /openapi.json, and answers held to it
+	GATEWAY__EVENTS__DURATION_MAX=100ms API_SEED=$(API_SEED) \
+		$(target)/local run $(ports) -- loadtest/api-test.sh
 
 bench: bench-setup ## Speed against baselines in the same run, as a table and target/bench/report.json
 	SQLX_OFFLINE=true cargo build --locked --release --bins \

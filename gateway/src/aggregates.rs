@@ -5,6 +5,7 @@ use consistency::{
 };
 use event_store::{EventStore, ReadError};
 use http::{StatusCode, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -14,41 +15,63 @@ use crate::{
     fold::{self, Rules},
     forward,
     gateway::{Gateway, Role},
+    openapi::terms,
     problem,
     request::{self, Call},
     status::{Outcome, Said},
     write,
 };
 
-/// The bytes of states and events are passed on as they are: numbers keep their digits.
-#[derive(Serialize)]
-struct StateBody<'a> {
+/// The state of an aggregate, folded from all its events. Its bytes are passed on as they are: numbers
+/// keep their digits.
+#[derive(Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct StateBody<'a> {
+    #[schemars(with = "terms::Name")]
     aggregate_type: &'a Name,
+    #[schemars(with = "terms::AggregateId")]
     aggregate_id: &'a str,
+    #[schemars(with = "terms::Version")]
     version: Version,
+    #[schemars(with = "terms::Position")]
     position: Position,
+    #[schemars(with = "terms::Anything")]
     state: &'a RawValue,
 }
 
-#[derive(Serialize)]
-struct EventsBody<'a> {
+/// Events of an aggregate in the order of their versions.
+#[derive(Serialize, JsonSchema)]
+pub struct EventsBody<'a> {
     events: Vec<EventBody<'a>>,
+    /// Where the next page begins; null at the end.
+    #[schemars(with = "Option<terms::Version>")]
     next_from_version: Option<Version>,
 }
 
-#[derive(Serialize)]
+/// An event as it was committed, of the schema that it had then.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CommittedEvent")]
 struct EventBody<'a> {
+    #[schemars(with = "terms::Position")]
     position: Position,
+    #[schemars(with = "terms::Version")]
     version: Version,
+    #[schemars(with = "terms::EventId")]
     id: EventId,
+    #[schemars(with = "terms::Name")]
     r#type: &'a Name,
+    #[schemars(with = "terms::SchemaVersion")]
     schema_version: SchemaVersion,
+    #[schemars(with = "i64")]
     committed_at_unix_micros: CommittedAt,
+    #[schemars(with = "terms::Anything")]
     data: &'a RawValue,
 }
 
-const EVENTS_MAX: u64 = 500;
-const EVENTS_DEFAULT: u64 = 100;
+/// Events of one page.
+pub const EVENTS_MAX: u64 = 500;
+/// The same when the caller does not say.
+pub const EVENTS_DEFAULT: u64 = 100;
 
 /// `GET /v1/aggregates/{type}/{id}`.
 pub async fn state(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Result<Answer, Error> {

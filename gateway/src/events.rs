@@ -13,7 +13,7 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use process::config::Period;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
@@ -26,7 +26,7 @@ use crate::{
     currency::{Expecting, Partitions},
     error::Error,
     gateway::Gateway,
-    overview,
+    overview::{self, Standing},
     request::{self, Call},
     token_carrier::{CONSISTENCY_TOKEN, Presented},
 };
@@ -194,7 +194,7 @@ struct Listener {
     /// Checkpoints are polled while hints are silent and this is held.
     expecting: Option<Expecting>,
     /// What it was told last.
-    told: Option<Value>,
+    told: Option<Standing>,
     /// When it may be told again.
     due: Instant,
     ends: Instant,
@@ -248,7 +248,9 @@ impl Listener {
         self.due = now + self.gateway.config.events.interval.get();
         let retry =
             if self.told.is_none() { format!("retry: {RETRY_MS}\n") } else { String::new() };
-        let event = Bytes::from(format!("{retry}event: currency\ndata: {stands}\n\n"));
+        let data =
+            serde_json::to_string(&stands).expect("where a region stands has text keys only");
+        let event = Bytes::from(format!("{retry}event: currency\ndata: {data}\n\n"));
         self.told = Some(stands);
         Some(event)
     }

@@ -9,7 +9,11 @@ use projection::{
     StoredState,
 };
 
-use crate::{error::Error, gateway::Gateway, telemetry::SnapshotUse};
+use crate::{
+    error::{Error, Lag},
+    gateway::Gateway,
+    telemetry::SnapshotUse,
+};
 
 /// Events of one page of the log.
 const PAGE_EVENTS: u32 = 500;
@@ -205,6 +209,11 @@ impl Folding<'_> {
 pub fn unfolded(error: FoldError) -> Error {
     match error {
         error @ FoldError::Read(_) => Error::unreachable("its log cannot be read", error),
-        error @ (FoldError::Poison(_) | FoldError::TooLong(_)) => Error::Internal(Box::new(error)),
+        // It is parked wherever it is projected, and nothing but its events is at fault.
+        error @ FoldError::Poison(_) => {
+            tracing::debug!(%error, "aggregate not folded");
+            Error::Parked(Lag::default())
+        }
+        error @ FoldError::TooLong(_) => Error::Internal(Box::new(error)),
     }
 }

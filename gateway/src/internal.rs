@@ -18,8 +18,12 @@ use crate::{
     request::{Call, decoded},
 };
 
-const EVENTS_MAX: u64 = 5_000;
-const EVENTS_DEFAULT: u64 = 1_000;
+/// Events of one page.
+pub const EVENTS_MAX: u64 = 5_000;
+/// The same when the region does not say.
+pub const EVENTS_DEFAULT: u64 = 1_000;
+/// The media type of events, one a line.
+pub const LINES: &str = "application/x-ndjson";
 /// A page ends early when it has so many bytes; its reader asks again from where it ended.
 const PAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -98,7 +102,7 @@ fn page(epoch: Epoch, events: &[Event]) -> Result<Answer, Error> {
         }
         page.extend(line(event)?);
     }
-    Ok(Answer::typed(StatusCode::OK, "application/x-ndjson", Bytes::from(page)))
+    Ok(Answer::typed(StatusCode::OK, LINES, Bytes::from(page)))
 }
 
 /// The epoch that is asked for, the newest unless said. One that is not known here was opened elsewhere.

@@ -30,6 +30,7 @@ mod internal;
 mod log_rate;
 mod log_stream;
 mod memory;
+mod openapi;
 pub mod operator;
 mod overview;
 mod pending;

@@ -1,77 +1,158 @@
 //! Errors as `application/problem+json` (RFC 9457). The types are stable: clients branch on them.
 
+mod kind;
+
 use std::error::Error as _;
 
 use bytes::Bytes;
-use consistency::{Name, Token};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde_json::{Map, Value, json};
+use consistency::{Epoch, Name, Position, Token, Version};
+use http::{HeaderMap, HeaderValue, header};
+use schemars::JsonSchema;
+use serde::Serialize;
 
+pub use self::kind::Kind;
 use crate::{
     answer::{Answer, read_of},
     error::{Challenge, Error, Lag},
+    openapi::terms,
 };
+
+/// The type of every problem's body.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// The body of a problem. Members that mean nothing here are left out.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Problem {
+    /// One of the stable types, as a path.
+    r#type: String,
+    /// The type in words.
+    title: String,
+    /// The status of the answer.
+    #[schemars(range(min = 400, max = 599))]
+    status: u16,
+    /// What happened, for people.
+    detail: String,
+    /// Names the request in the gateway's logs.
+    request_id: String,
+    /// The version that an aggregate is at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<terms::Version>")]
+    version: Option<Version>,
+    /// The rule that is broken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'static str>,
+    #[serde(flatten)]
+    lag: LagMembers,
+}
+
+/// What a caller who is too early is told, in a problem and in a 202 alike.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct LagMembers {
+    /// What was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<terms::Position>")]
+    demand: Option<Position>,
+    /// What is here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<terms::Position>")]
+    applied: Option<Position>,
+    /// The epoch that positions and versions are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<terms::Epoch>")]
+    epoch: Option<Epoch>,
+    /// Events that lie between.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_events: Option<u64>,
+    /// How far the region is behind, in milliseconds, as far as clocks tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_ms: Option<u64>,
+    /// When the region is expected to have caught up, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate_ms: Option<u32>,
+    /// When to come again, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u32>,
+    /// The region that says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<terms::Name>")]
+    region: Option<Name>,
+}
+
+impl LagMembers {
+    /// Of a region that is behind.
+    pub fn of(lag: &Lag, region: &Name) -> Self {
+        Self {
+            demand: lag.demand.map(|at| at.position),
+            applied: lag.applied.map(|at| at.position),
+            epoch: lag.demand.map(|at| at.epoch),
+            lag_events: lag.events(),
+            lag_ms: lag.lag_ms,
+            estimate_ms: lag.estimate_ms,
+            retry_after_ms: Some(lag.retry_after_ms()),
+            region: Some(region.clone()),
+        }
+    }
+}
 
 /// Answers an error: the one place where that is done. What went wrong inside is logged here, once;
 /// the caller sees a type, a sentence and the request's id.
 pub fn answer(error: &Error, region: &Name, request_id: &str) -> Answer {
-    let (status, kind) = status_and_type(error);
+    let kind = kind_of(error);
+    let (status, name) = (kind.status(), kind.name());
     if status.is_server_error() {
         let cause = error.source().map(causes).unwrap_or_default();
-        tracing::warn!(%error, cause, kind, request_id, "request failed");
+        tracing::warn!(%error, cause, kind = name, request_id, "request failed");
     }
-    let mut body = Map::new();
-    body.insert("type".into(), format!("/problems/{kind}").into());
-    body.insert("title".into(), title(kind).into());
-    body.insert("status".into(), status.as_u16().into());
-    body.insert("detail".into(), error.to_string().into());
-    body.insert("request_id".into(), request_id.into());
+    let mut body = Problem {
+        r#type: format!("/problems/{name}"),
+        title: title(name),
+        status: status.as_u16(),
+        detail: error.to_string(),
+        request_id: request_id.to_owned(),
+        version: None,
+        rule: None,
+        lag: LagMembers::default(),
+    };
     let mut headers = HeaderMap::new();
     members(error, region, &mut body, &mut headers);
-    let body = Bytes::from(Value::Object(body).to_string());
-    let mut answer = Answer::typed(status, "application/problem+json", body);
+    let body = serde_json::to_vec(&body).expect("a problem has text keys only");
+    let mut answer = Answer::typed(status, PROBLEM_JSON, Bytes::from(body));
     answer.headers.extend(headers);
     answer.shows = shown(error);
     answer
 }
 
-fn status_and_type(error: &Error) -> (StatusCode, &'static str) {
+const fn kind_of(error: &Error) -> Kind {
     match error {
-        Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request"),
-        Error::InvalidToken(_) => (StatusCode::BAD_REQUEST, "invalid-token"),
-        Error::TokenUnknownKey => (StatusCode::BAD_REQUEST, "token-unknown-key"),
-        Error::WriteLost { .. } => (StatusCode::CONFLICT, "write-lost"),
-        Error::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
-        Error::AuthUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "auth-unavailable"),
-        Error::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate-limited"),
-        Error::NotFound => (StatusCode::NOT_FOUND, "not-found"),
-        Error::UnknownView(_) => (StatusCode::NOT_FOUND, "unknown-view"),
-        Error::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
-        Error::UnsupportedMediaType => {
-            (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type")
-        }
-        Error::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
-        Error::VersionConflict { .. } => (StatusCode::PRECONDITION_FAILED, "version-conflict"),
-        Error::PreconditionRequired(_) => {
-            (StatusCode::PRECONDITION_REQUIRED, "precondition-required")
-        }
-        Error::IdempotencyMismatch => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-mismatch"),
-        Error::RuleViolated { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "rule-violated"),
-        Error::ReplicationPending(_) => (StatusCode::SERVICE_UNAVAILABLE, "replication-pending"),
-        Error::Parked(_) => (StatusCode::SERVICE_UNAVAILABLE, "parked"),
-        Error::WaitersFull => (StatusCode::SERVICE_UNAVAILABLE, "waiters-full"),
-        Error::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-        Error::PrimaryUnreachable { .. } => {
-            (StatusCode::SERVICE_UNAVAILABLE, "primary-unreachable")
-        }
-        Error::NotPrimary => (StatusCode::MISDIRECTED_REQUEST, "not-primary"),
-        Error::NotSupported(_) => (StatusCode::NOT_IMPLEMENTED, "not-supported"),
-        Error::LoopDetected => (StatusCode::LOOP_DETECTED, "loop-detected"),
-        Error::UpstreamUnreachable { .. } => (StatusCode::BAD_GATEWAY, "upstream-unreachable"),
-        Error::UpstreamAnswer(_) => (StatusCode::BAD_GATEWAY, "upstream-answer"),
-        Error::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
-        Error::OutcomeUnknown { .. } => (StatusCode::SERVICE_UNAVAILABLE, "outcome-unknown"),
-        Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        Error::BadRequest(_) => Kind::BadRequest,
+        Error::InvalidToken(_) => Kind::InvalidToken,
+        Error::TokenUnknownKey => Kind::TokenUnknownKey,
+        Error::WriteLost { .. } => Kind::WriteLost,
+        Error::Unauthorized(_) => Kind::Unauthorized,
+        Error::AuthUnavailable => Kind::AuthUnavailable,
+        Error::RateLimited { .. } => Kind::RateLimited,
+        Error::NotFound => Kind::NotFound,
+        Error::UnknownView(_) => Kind::UnknownView,
+        Error::MethodNotAllowed(_) => Kind::MethodNotAllowed,
+        Error::UnsupportedMediaType => Kind::UnsupportedMediaType,
+        Error::TooLarge(_) => Kind::TooLarge,
+        Error::VersionConflict { .. } => Kind::VersionConflict,
+        Error::PreconditionRequired(_) => Kind::PreconditionRequired,
+        Error::IdempotencyMismatch => Kind::IdempotencyMismatch,
+        Error::RuleViolated { .. } => Kind::RuleViolated,
+        Error::ReplicationPending(_) => Kind::ReplicationPending,
+        Error::Parked(_) => Kind::Parked,
+        Error::WaitersFull => Kind::WaitersFull,
+        Error::Overloaded => Kind::Overloaded,
+        Error::PrimaryUnreachable { .. } => Kind::PrimaryUnreachable,
+        Error::NotPrimary => Kind::NotPrimary,
+        Error::NotSupported(_) => Kind::NotSupported,
+        Error::LoopDetected => Kind::LoopDetected,
+        Error::UpstreamUnreachable { .. } => Kind::UpstreamUnreachable,
+        Error::UpstreamAnswer(_) => Kind::UpstreamAnswer,
+        Error::UpstreamTimeout => Kind::UpstreamTimeout,
+        Error::OutcomeUnknown { .. } => Kind::OutcomeUnknown,
+        Error::Internal(_) => Kind::Internal,
     }
 }
 
@@ -83,10 +164,10 @@ fn title(kind: &str) -> String {
     words
 }
 
-fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers: &mut HeaderMap) {
+fn members(error: &Error, region: &Name, body: &mut Problem, headers: &mut HeaderMap) {
     match error {
         Error::ReplicationPending(lag) | Error::Parked(lag) => {
-            body.extend(lag_members(lag, region));
+            body.lag = LagMembers::of(lag, region);
             retry_after(lag.retry_after_ms(), headers);
         }
         Error::WaitersFull
@@ -94,29 +175,29 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
         | Error::AuthUnavailable
         | Error::PrimaryUnreachable { .. }
         | Error::UpstreamUnreachable { .. } => {
-            body.insert("region".into(), region.as_str().into());
-            body.insert("retry_after_ms".into(), 1000.into());
+            body.lag.region = Some(region.clone());
+            body.lag.retry_after_ms = Some(1000);
             retry_after(1000, headers);
         }
         Error::OutcomeUnknown { .. } => {
-            body.insert("region".into(), region.as_str().into());
+            body.lag.region = Some(region.clone());
             retry_after(1000, headers);
         }
         Error::VersionConflict { current, at } => {
-            body.insert("version".into(), current.get().into());
-            body.insert("epoch".into(), at.epoch.get().into());
+            body.version = Some(*current);
+            body.lag.epoch = Some(at.epoch);
             let etag = HeaderValue::from_str(&format!("\"{}.{current}\"", at.epoch));
             headers.extend(etag.ok().map(|etag| (header::ETAG, etag)));
         }
         Error::RuleViolated { rule, .. } => {
-            body.insert("rule".into(), (*rule).into());
+            body.rule = Some(rule);
         }
         Error::MethodNotAllowed(methods) => {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
         Error::RateLimited { retry_after_ms } => {
-            body.insert("region".into(), region.as_str().into());
-            body.insert("retry_after_ms".into(), (*retry_after_ms).into());
+            body.lag.region = Some(region.clone());
+            body.lag.retry_after_ms = Some(*retry_after_ms);
             retry_after(*retry_after_ms, headers);
         }
         Error::Unauthorized(challenge) => {
@@ -128,7 +209,7 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(asked));
         }
         Error::NotPrimary => {
-            body.insert("region".into(), region.as_str().into());
+            body.lag.region = Some(region.clone());
         }
         Error::BadRequest(_)
         | Error::InvalidToken(_)
@@ -146,22 +227,6 @@ fn members(error: &Error, region: &Name, body: &mut Map<String, Value>, headers:
         | Error::UpstreamTimeout
         | Error::Internal(_) => {}
     }
-}
-
-/// What a caller who is too early is told, in a problem and in a 202 alike.
-pub fn lag_members(lag: &Lag, region: &Name) -> Map<String, Value> {
-    let members = [
-        ("demand", lag.demand.map(|at| json!(at.position))),
-        ("applied", lag.applied.map(|at| json!(at.position))),
-        ("epoch", lag.demand.map(|at| json!(at.epoch))),
-        ("lag_events", lag.events().map(|events| json!(events))),
-        ("lag_ms", lag.lag_ms.map(|ms| json!(ms))),
-        ("estimate_ms", lag.estimate_ms.map(|ms| json!(ms))),
-        ("retry_after_ms", Some(json!(lag.retry_after_ms()))),
-        ("region", Some(json!(region))),
-    ];
-    let known = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    known.collect()
 }
 
 /// `Retry-After` has whole seconds; the body has the finer hint.

@@ -30,6 +30,10 @@ use crate::{
 };
 
 use self::target::Target;
+pub use self::{
+    served::{Item, Page, Sums},
+    target::CURSOR_CHARS_MAX,
+};
 
 /// Answers a read of a view.
 pub async fn view(gateway: &Gateway, call: &Call, view: &str, key: &str) -> Result<Answer, Error> {

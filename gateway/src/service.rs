@@ -25,19 +25,20 @@ use crate::{
     events,
     forward::CONSISTENCY_STATUS,
     gateway::{Gateway, Role},
-    hop, internal, overview, problem, proxied, read,
+    hop, internal, openapi, overview, problem, proxied, read,
     request::{self, Call, REQUEST_ID},
     status::Outcome,
     token_carrier::{CONSISTENCY_TOKEN, Presented},
     trace, write,
 };
 
-const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
+/// Where a request's time went.
+pub const SERVER_TIMING: http::HeaderName = http::HeaderName::from_static("server-timing");
 const VARY: &str = "Consistency-Token, Cookie, Consistency-Policy, Prefer";
 
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route {
+pub enum Route {
     AggregateEvents,
     Aggregate,
     Command,
@@ -45,13 +46,15 @@ enum Route {
     Search,
     Currency,
     CurrencyEvents,
+    OpenApi,
     InternalLog,
     InternalAggregate,
     InternalEpochs,
 }
 
 impl Route {
-    const ALL: [(&str, Self); 10] = [
+    /// Every route, with its pattern.
+    pub const ALL: [(&str, Self); 11] = [
         ("/v1/aggregates/{type}/{id}/events", Self::AggregateEvents),
         ("/v1/aggregates/{type}/{id}", Self::Aggregate),
         ("/v1/commands/{command}", Self::Command),
@@ -59,6 +62,7 @@ impl Route {
         ("/v1/views/{view}", Self::Search),
         ("/v1/currency", Self::Currency),
         (events::PATH, Self::CurrencyEvents),
+        (openapi::PATH, Self::OpenApi),
         ("/internal/log", Self::InternalLog),
         ("/internal/log/{type}/{id}", Self::InternalAggregate),
         ("/internal/epochs", Self::InternalEpochs),
@@ -70,7 +74,8 @@ impl Route {
         known.map_or("other", |(pattern, _)| pattern)
     }
 
-    const fn methods(self) -> &'static str {
+    /// The methods that it takes, as `Allow` names them.
+    pub const fn methods(self) -> &'static str {
         match self {
             Self::AggregateEvents => "GET, HEAD, POST",
             Self::Command => "POST",
@@ -79,6 +84,7 @@ impl Route {
             | Self::Search
             | Self::Currency
             | Self::CurrencyEvents
+            | Self::OpenApi
             | Self::InternalLog
             | Self::InternalAggregate
             | Self::InternalEpochs => "GET, HEAD",
@@ -91,6 +97,7 @@ impl Route {
 pub struct Service {
     gateway: Arc<Gateway>,
     routes: Arc<Router<Route>>,
+    document: Bytes,
 }
 
 impl Service {
@@ -100,7 +107,8 @@ impl Service {
         for (pattern, route) in Route::ALL {
             routes.insert(pattern, route).expect("our patterns do not conflict");
         }
-        Self { gateway, routes: Arc::new(routes) }
+        let document = openapi::document(&gateway.config, &gateway.domain);
+        Self { gateway, routes: Arc::new(routes), document }
     }
 
     /// Answers one request.
@@ -213,6 +221,7 @@ impl Service {
             }
             Route::Currency if is_read => overview::answer(gateway, &call),
             Route::CurrencyEvents if is_read => events::listen(&self.gateway, &call),
+            Route::OpenApi if is_read => openapi::answer(&call, &self.document),
             Route::InternalLog if is_read => internal::log(gateway, &call).await,
             Route::InternalAggregate if is_read => {
                 internal::aggregate(gateway, &call, parameter("type"), parameter("id")).await
@@ -225,6 +234,7 @@ impl Service {
             | Route::Search
             | Route::Currency
             | Route::CurrencyEvents
+            | Route::OpenApi
             | Route::InternalLog
             | Route::InternalAggregate
             | Route::InternalEpochs => Err(Error::MethodNotAllowed(route.methods())),

@@ -14,6 +14,7 @@ use process::{
     trace::Traces,
 };
 use projection::Domain;
+use serde_json::json;
 use sqlx::migrate::MigrateError;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -351,7 +352,7 @@ fn admin_of(gateway: &Arc<Gateway>, metrics: Metrics, readiness: &Readiness) -> 
     Admin {
         readiness: readiness.clone(),
         metrics,
-        status: Arc::new(move || overview::overview(&gateway)),
+        status: Arc::new(move || json!(overview::overview(&gateway))),
         operations: None,
     }
 }

@@ -11,6 +11,7 @@ use event_store::{
 };
 use http::{StatusCode, header};
 use process::trace::SpanKind;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -21,26 +22,35 @@ use crate::{
     error::Error,
     forward,
     gateway::{Gateway, Role},
+    openapi::terms,
     request::{self, Call},
     status::{Outcome, Said},
     trace,
 };
 
 pub use command::command;
+pub use once::KEY_BYTES_MAX as IDEMPOTENCY_KEY_BYTES_MAX;
 
 /// The body of an append.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Body {
+#[schemars(inline)]
+pub struct Body {
     events: Vec<BodyEvent>,
 }
 
-#[derive(Debug, Deserialize)]
+/// An event to be appended.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct BodyEvent {
+    #[schemars(with = "terms::Name")]
     r#type: Name,
+    /// The first unless said.
     #[serde(default = "first")]
+    #[schemars(with = "terms::SchemaVersion")]
     schema_version: SchemaVersion,
+    #[schemars(with = "terms::Anything")]
     data: Box<RawValue>,
 }
 
@@ -185,20 +195,30 @@ fn refused(error: AppendError) -> Error {
     }
 }
 
-/// The body of an answer to what was appended. A struct, because its members keep their order.
-#[derive(Serialize)]
-struct Written<'a> {
+/// What was appended. A struct, because its members keep their order.
+#[derive(Serialize, JsonSchema)]
+pub struct Written<'a> {
+    #[schemars(with = "terms::Name")]
     aggregate_type: &'a Name,
+    #[schemars(with = "terms::AggregateId")]
     aggregate_id: &'a str,
+    /// Of its last event.
+    #[schemars(with = "terms::Version")]
     version: Version,
+    /// Of its last event.
+    #[schemars(with = "terms::Position")]
     position: Position,
+    /// The new ones; none when a command found that there was nothing to be done.
     events: Vec<WrittenEvent<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WrittenEvent<'a> {
+    #[schemars(with = "terms::Position")]
     position: Position,
+    #[schemars(with = "terms::Version")]
     version: Version,
+    #[schemars(with = "terms::EventId")]
     id: &'a EventId,
 }
 

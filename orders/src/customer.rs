@@ -2,19 +2,20 @@
 
 use consistency::Event;
 use projection::{Command, CommandError, Fold, FoldError, Found};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::rule;
+use crate::rule::{self, ID_BYTES_MAX, ID_PATTERN, NAME_BYTES_MAX};
 
 /// A registered customer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Customer {
     /// As last given.
     pub name: String,
 }
 
 /// What can happen to a customer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CustomerEvent {
     /// The first event.
     CustomerRegistered {
@@ -56,12 +57,14 @@ impl Fold for Customers {
 }
 
 /// Registers a new customer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterCustomer {
     /// The new customer's id.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub customer_id: String,
     /// The customer's name.
+    #[schemars(length(min = 1, max = NAME_BYTES_MAX))]
     pub name: String,
 }
 
@@ -85,12 +88,14 @@ impl Command for RegisterCustomer {
 }
 
 /// Changes a customer's name.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RenameCustomer {
     /// Whose.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub customer_id: String,
     /// The new name.
+    #[schemars(length(min = 1, max = NAME_BYTES_MAX))]
     pub name: String,
 }
 

@@ -2,19 +2,20 @@
 
 use consistency::Event;
 use projection::{Document, Fold, FoldError, Rows};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::OrderEvent;
 
 /// A row of `order-history`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OrderHistory {
     /// Everything that happened, the first first.
     pub entries: Vec<HistoryEntry>,
 }
 
 /// One thing that happened to an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryEntry {
     /// The event's type.
     pub what: String,

@@ -2,10 +2,11 @@
 
 use consistency::Event;
 use projection::{Fold, FoldError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Order {
     /// Who ordered.
     pub customer_id: String,
@@ -23,7 +24,7 @@ pub struct Order {
 }
 
 /// How far an order is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// May still be changed.
@@ -50,7 +51,7 @@ impl Status {
 
 /// What prices are in. There is one, so that every sum is of one currency; an order in another is
 /// refused wherever it comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Currency {
     /// Euro, in cents.
     #[default]
@@ -59,7 +60,7 @@ pub enum Currency {
 }
 
 /// A product in an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Line {
     /// Which.
     pub product_id: String,
@@ -72,7 +73,7 @@ pub struct Line {
 }
 
 /// What can happen to an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OrderEvent {
     /// The first event. The upcasters know its older schemas.
     OrderPlaced {

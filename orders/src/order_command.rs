@@ -1,31 +1,39 @@
 //! Commands on orders, and the rules that they keep.
 
 use projection::{Command, CommandError, Found};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::order::total_cents;
-use crate::rule::{self, ITEM_COUNT_MAX, REASON_BYTES_MAX, TOTAL_CENTS_MIN};
+use crate::rule::{
+    self, ID_BYTES_MAX, ID_PATTERN, ITEM_COUNT_MAX, QUANTITY_MAX, REASON_BYTES_MAX, TOTAL_CENTS_MIN,
+};
 use crate::{Currency, Customer, Line, Order, OrderEvent, Orders, Product, Status};
 
 /// Places a new order.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlaceOrder {
     /// The new order's id.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub order_id: String,
     /// Who orders.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub customer_id: String,
     /// What; the same product twice counts together.
+    #[schemars(length(min = 1, max = ITEM_COUNT_MAX))]
     pub items: Vec<RequestedItem>,
 }
 
 /// A product and how many of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RequestedItem {
     /// Which.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub product_id: String,
     /// How many; checked by a rule, so that a caller who asks for none is told its name.
+    #[schemars(range(min = 1, max = QUANTITY_MAX))]
     pub quantity: i64,
 }
 
@@ -74,14 +82,17 @@ impl Command for PlaceOrder {
 }
 
 /// Adds a product to a placed order, or more of one that is in it, at the price it has there.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddItem {
     /// Which order.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub order_id: String,
     /// Which product.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub product_id: String,
     /// How many more.
+    #[schemars(range(min = 1, max = QUANTITY_MAX))]
     pub quantity: i64,
 }
 
@@ -113,14 +124,17 @@ impl Command for AddItem {
 }
 
 /// Takes some of a product out of a placed order.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveItem {
     /// Which order.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub order_id: String,
     /// Which product.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub product_id: String,
     /// How many less.
+    #[schemars(range(min = 1, max = QUANTITY_MAX))]
     pub quantity: i64,
 }
 
@@ -155,10 +169,11 @@ impl Command for RemoveItem {
 }
 
 /// Ships a placed order.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ShipOrder {
     /// Which.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub order_id: String,
 }
 
@@ -178,10 +193,11 @@ impl Command for ShipOrder {
 }
 
 /// Records that a shipped order arrived.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeliverOrder {
     /// Which.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub order_id: String,
 }
 
@@ -206,13 +222,15 @@ impl Command for DeliverOrder {
 }
 
 /// Calls a placed order off.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CancelOrder {
     /// Which.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub order_id: String,
     /// Why, in the customer's words.
     #[serde(default)]
+    #[schemars(length(max = REASON_BYTES_MAX))]
     pub reason: Option<String>,
 }
 

@@ -2,12 +2,13 @@
 
 use consistency::Event;
 use projection::{Command, CommandError, Fold, FoldError, Found};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::rule;
+use crate::rule::{self, ID_BYTES_MAX, ID_PATTERN, NAME_BYTES_MAX, PRICE_CENTS_MAX};
 
 /// A product that can be ordered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Product {
     /// What it is called.
     pub name: String,
@@ -19,7 +20,7 @@ pub struct Product {
 }
 
 /// What can happen to a product.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ProductEvent {
     /// The first event.
     ProductCreated {
@@ -70,14 +71,17 @@ impl Fold for Products {
 }
 
 /// Creates a new product.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateProduct {
     /// The new product's id.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub product_id: String,
     /// What it is called.
+    #[schemars(length(min = 1, max = NAME_BYTES_MAX))]
     pub name: String,
     /// What one of it costs.
+    #[schemars(range(min = 1, max = PRICE_CENTS_MAX))]
     pub price_cents: i64,
     /// What kind of thing it is, to be found by.
     #[serde(default)]
@@ -106,12 +110,14 @@ impl Command for CreateProduct {
 }
 
 /// Changes a product's price.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePrice {
     /// Which.
+    #[schemars(length(min = 1, max = ID_BYTES_MAX), regex(pattern = ID_PATTERN))]
     pub product_id: String,
     /// What one of it costs from now on.
+    #[schemars(range(min = 1, max = PRICE_CENTS_MAX))]
     pub price_cents: i64,
 }
 

@@ -15,6 +15,11 @@ pub const NAME_BYTES_MAX: usize = 200;
 /// Longest reason of a cancellation, in bytes.
 pub const REASON_BYTES_MAX: usize = 500;
 
+/// Longest id of an order, a customer or a product, in bytes.
+pub(crate) const ID_BYTES_MAX: usize = consistency::AGGREGATE_ID_BYTES_MAX;
+/// Visible ASCII without a slash.
+pub(crate) const ID_PATTERN: &str = "^[!-.0-~]+$";
+
 /// A quantity from 1 to [`QUANTITY_MAX`].
 pub(crate) fn quantity(asked: i64) -> Result<u32, CommandError> {
     if asked <= 0 {

@@ -1,12 +1,13 @@
 //! What the projections `orders` and `products` show.
 
 use projection::{Document, Rows};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Currency, Line, Order, Orders, Product, Products, Status};
 
 /// A row of `order-detail`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OrderDetail {
     /// Which.
     pub order_id: String,
@@ -27,7 +28,7 @@ pub struct OrderDetail {
 }
 
 /// An item of `orders-by-customer` and of `orders-by-status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OrderSummary {
     /// Which.
     pub order_id: String,
@@ -48,7 +49,7 @@ pub struct OrderSummary {
 }
 
 /// A row of `product-search`, found by its name and category, its price and its category.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProductHit {
     /// Which.
     pub product_id: String,

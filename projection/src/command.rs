@@ -4,15 +4,17 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use consistency::{AggregateId, Name, SchemaVersion};
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::decode::encode;
-use crate::{Fold, Folded, Upcasters};
+use crate::{Fold, Folded, SchemaOf, Upcasters};
 
 /// One command: its fields are its input, decoded from the request's JSON. Mark it
 /// `#[serde(deny_unknown_fields)]`, so that a misspelt field is refused.
-pub trait Command: DeserializeOwned + Send + Sync + 'static {
+/// Its schema is what callers are told of it.
+pub trait Command: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// What callers name it by.
     const NAME: &'static str;
     /// The type of the aggregate that it changes.
@@ -100,6 +102,7 @@ pub struct NewEventData {
 pub struct CommandDefinition {
     name: Name,
     aggregate_type: Name,
+    schema: SchemaOf,
     command: Arc<dyn ErasedCommand>,
     upcasters: Arc<Upcasters>,
 }
@@ -116,6 +119,7 @@ impl CommandDefinition {
         Ok(Self {
             name: name(C::NAME)?,
             aggregate_type: name(C::AGGREGATE_TYPE)?,
+            schema: SchemaGenerator::subschema_for::<C>,
             command: Arc::new(TypedCommand::<C>(PhantomData)),
             upcasters: Arc::default(),
         })
@@ -133,6 +137,11 @@ impl CommandDefinition {
     /// The type of the aggregate that it changes.
     pub fn aggregate_type(&self) -> &Name {
         &self.aggregate_type
+    }
+
+    /// What its input looks like.
+    pub fn schema(&self) -> SchemaOf {
+        self.schema
     }
 
     /// Reads a request's body.

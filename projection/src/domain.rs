@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use consistency::{Event, Name};
+use schemars::JsonSchema;
 use serde_json::value::RawValue;
 
 use crate::fold::{ErasedFold, TypedFold, store};
 use crate::{
     Command, CommandDefinition, Fold, Folded, Projection, ProjectionDefinition, ProjectionError,
-    StoredState, Upcast, Upcasters, ViewDefinition,
+    Schemas, StoredState, Upcast, Upcasters, ViewDefinition,
 };
 
 /// Everything that is wrong with a domain.
@@ -39,6 +40,7 @@ pub struct Domain {
     commands: Vec<CommandDefinition>,
     projections: Vec<ProjectionDefinition>,
     upcasters: Arc<Upcasters>,
+    schemas: Schemas,
 }
 
 impl Domain {
@@ -98,6 +100,11 @@ impl Domain {
     /// The steps that bring old events to their newest schema.
     pub fn upcasters(&self) -> &Upcasters {
         &self.upcasters
+    }
+
+    /// What its JSON looks like.
+    pub fn schemas(&self) -> &Schemas {
+        &self.schemas
     }
 }
 
@@ -159,6 +166,7 @@ pub struct DomainBuilder {
     commands: Vec<Result<CommandDefinition, String>>,
     projections: Vec<Projection>,
     upcasters: Upcasters,
+    schemas: Schemas,
     mistakes: Vec<String>,
 }
 
@@ -185,6 +193,22 @@ impl DomainBuilder {
     /// A projection. Several versions of one may stand beside each other.
     pub fn projection(mut self, projection: Projection) -> Self {
         self.projections.push(projection);
+        self
+    }
+
+    /// What `data` of a view's rows looks like, for the API's description. One that is not said to look
+    /// like anything may be anything.
+    pub fn view_schema<T: JsonSchema>(mut self, view: &str) -> Self {
+        self.schemas.view::<T>(view);
+        self
+    }
+
+    /// The same for the state and the events of an aggregate type, by its rules.
+    pub fn aggregate_schema<F>(mut self, kind: &str) -> Self
+    where
+        F: Fold<State: JsonSchema, Event: JsonSchema>,
+    {
+        self.schemas.aggregate::<F>(kind);
         self
     }
 
@@ -234,7 +258,8 @@ impl DomainBuilder {
                 Err(error) => mistakes.extend(error.mistakes),
             }
         }
-        let domain = Domain { aggregates, commands, projections, upcasters };
+        let schemas = self.schemas;
+        let domain = Domain { aggregates, commands, projections, upcasters, schemas };
         domain.check_names(&mut mistakes);
         if mistakes.is_empty() { Ok(domain) } else { Err(DomainError { mistakes }) }
     }
@@ -250,6 +275,11 @@ impl Domain {
         check_once("projection", versions, mistakes);
         let tables = self.projections.iter().flat_map(|known| known.statements().tables());
         check_once("table", tables.map(str::to_owned), mistakes);
+        let (views, kinds) = self.schemas.names();
+        let views = views.filter(|view| self.view(view).is_none());
+        mistakes.extend(views.map(|view| format!("schema of {view}, which is no view")));
+        let kinds = kinds.filter(|kind| self.aggregate(kind).is_none());
+        mistakes.extend(kinds.map(|kind| format!("schema of {kind}, which is no aggregate type")));
         for command in &self.commands {
             if self.aggregate(command.aggregate_type().as_str()).is_none() {
                 let (name, kind) = (command.name(), command.aggregate_type());

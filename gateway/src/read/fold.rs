@@ -31,11 +31,14 @@ impl Read<'_> {
             Err(_) => return Ok(Err(Fallback::Failed)),
         };
         // What the log itself does not have cannot be shown by anybody.
-        let asked = self.demand.min_version().unwrap_or_default();
-        if head < self.demand.at() || folded.version() < asked {
+        if head < self.demand.at() {
             return Ok(Err(Fallback::Failed));
         }
         let at = if folded.version() == Version::ZERO { head } else { folded.at() };
+        // Nor is it worth a wait: whoever knows of a version knows it from the log.
+        if folded.version() < self.demand.min_version().unwrap_or_default() {
+            return Err(Error::VersionConflict { current: folded.version(), at });
+        }
         let said = self.said(self.outcome, Some(at), Some("folded"));
         let answer = match self.folded_row(&folded) {
             Ok(Some(data)) => {

@@ -1,32 +1,53 @@
 //! Answers from what was read here.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use consistency::{LogPosition, Verdict, Version};
 use http::{StatusCode, header};
 use projection::sql::{ListAnswer, RollupAnswer, RowAnswer};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{Read, Seen, Target, evidence};
 use crate::{
     answer::{Answer, JSON, read_of},
     error::Error,
+    openapi::terms,
     pending, problem,
     read_models::{Found, Place, Question, Snapshot},
     status::{Outcome, Said},
 };
 
-#[derive(Serialize)]
-struct Item<'a> {
+/// An aggregate's row, as it stands in a page and alone.
+#[derive(Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Item<'a> {
+    #[schemars(with = "terms::AggregateId")]
     key: &'a str,
+    #[schemars(with = "terms::Version")]
     version: Version,
+    #[schemars(with = "terms::Anything")]
     data: Box<RawValue>,
 }
 
-#[derive(Serialize)]
-struct Page<'a> {
+/// A page of a list, or of what a search finds.
+#[derive(Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Page<'a> {
     items: Vec<Item<'a>>,
+    /// Leads to the next page; null on the last.
     next_cursor: Option<String>,
+}
+
+/// Sums and maxima.
+#[derive(Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Sums<'a> {
+    key: &'a str,
+    #[schemars(with = "BTreeMap<String, Option<i64>>")]
+    data: BTreeMap<&'static str, Option<i64>>,
 }
 
 impl Read<'_> {
@@ -129,12 +150,8 @@ impl Read<'_> {
                 Vec::new()
             }
         };
-        let data: serde_json::Map<String, serde_json::Value> = columns
-            .iter()
-            .zip(&row.values)
-            .map(|(name, value)| ((*name).to_owned(), json!(value)))
-            .collect();
-        Answer::json(StatusCode::OK, &json!({ "key": self.target.key, "data": data }))
+        let data = columns.into_iter().zip(row.values.iter().copied()).collect();
+        Answer::json(StatusCode::OK, &Sums { key: &self.target.key, data })
     }
 
     /// 202: the caller asked to be told instead of kept waiting. Shows nothing.

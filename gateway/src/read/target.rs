@@ -52,7 +52,7 @@ struct Cursor {
 }
 
 /// Longest cursor, in characters.
-const CURSOR_CHARS_MAX: usize = 1024;
+pub const CURSOR_CHARS_MAX: usize = 1024;
 
 impl Target {
     /// Reads what a path and a query name.

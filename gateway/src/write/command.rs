@@ -5,10 +5,9 @@ use consistency::{AggregateId, EventId, Version};
 use event_store::{EventStore, Expected, Idempotency, NewEvent};
 use http::{StatusCode, header};
 use projection::{CommandError, Folded, NewEventData, Prepared};
-use serde_json::json;
 use uuid::Uuid;
 
-use super::{appending, commit, demand_condition, once, said, tag};
+use super::{Written, appending, commit, demand_condition, once, said, tag};
 use crate::{
     answer::{Answer, read_of},
     error::Error,
@@ -154,13 +153,13 @@ fn broken(error: CommandError, at: consistency::LogPosition) -> Error {
 
 /// The command found that there is nothing to be done.
 fn unchanged(aggregate: &AggregateId, state: &Folded) -> Answer {
-    let body = json!({
-        "aggregate_type": aggregate.kind(),
-        "aggregate_id": aggregate.id(),
-        "version": state.version(),
-        "position": state.at().position,
-        "events": [],
-    });
+    let body = Written {
+        aggregate_type: aggregate.kind(),
+        aggregate_id: aggregate.id(),
+        version: state.version(),
+        position: state.at().position,
+        events: Vec::new(),
+    };
     Answer::json(StatusCode::OK, &body)
         .with_header(header::ETAG, &tag(state.at(), state.version()))
         .showing(read_of(state.at()))

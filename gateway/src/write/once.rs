@@ -13,7 +13,8 @@ use crate::{
 
 /// The rules of [`written`].
 const ANSWER_FORMAT: AnswerFormat = AnswerFormat::FIRST;
-const KEY_BYTES_MAX: usize = 255;
+/// Longest `Idempotency-Key`.
+pub const KEY_BYTES_MAX: usize = 255;
 
 /// The key of a request that has one, scoped by caller, method and path: the same key of another caller
 /// or on another path is another key. The body makes the request the same or another one. What the

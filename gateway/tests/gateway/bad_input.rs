@@ -1,6 +1,7 @@
 //! Requests that make no sense are refused with a problem that says so.
 
 use reqwest::{Method, StatusCode};
+use serde_json::json;
 
 use crate::world::{Reply, World};
 
@@ -145,4 +146,30 @@ async fn a_head_request_has_the_headers_of_a_get_and_no_body() {
     let reply = Reply::of(world.region.request(Method::HEAD, "/v1/currency")).await;
     assert_eq!((reply.status, reply.text.as_str()), (200, ""));
     assert!(!reply.token().is_empty());
+}
+
+#[tokio::test]
+async fn a_version_that_an_aggregate_does_not_have_is_a_conflict_and_nothing_to_wait_for() {
+    let world = World::start().await;
+    world.stock().await;
+    world.place("o-1").await;
+    for path in ["order-detail/o-1", "order-history/o-1"] {
+        for gateway in [&world.region, &world.primary] {
+            let reply = gateway.get(&format!("/v1/views/{path}?min_version=2")).await;
+            assert_eq!((reply.status, reply.problem()), (412, "version-conflict"), "{path}");
+            assert_eq!(reply.body["version"], 1, "{reply:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_aggregate_with_an_event_that_its_rules_refuse_is_parked_and_no_fault_of_ours() {
+    let world = World::start().await;
+    let event = json!({"events": [{"type": "PriceChanged", "data": {"price_cents": 9}}]});
+    assert_eq!(world.region.post("/v1/aggregates/product/p-9/events", event).await.status, 201);
+    let state = world.region.get("/v1/aggregates/product/p-9").await;
+    assert_eq!((state.status, state.problem()), (503, "parked"), "{state:?}");
+    let change = json!({"product_id": "p-9", "price_cents": 10});
+    let changed = world.region.command("ChangePrice", change).await;
+    assert_eq!((changed.status, changed.problem()), (503, "parked"), "{changed:?}");
 }

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod commands;
+mod described;
 mod doors;
 mod ends;
 mod epochs;

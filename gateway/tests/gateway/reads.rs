@@ -172,7 +172,7 @@ async fn a_version_asked_for_by_hand_is_met_by_the_version_only() {
     let read = world.region.read(&path(2), "", "forward").await;
     assert_eq!(read.came_to(), (200, "forwarded"));
     let read = world.region.read(&path(3), "", "forward").await;
-    assert_eq!(read.came_to(), (503, "replication-pending"), "there is no such version anywhere");
+    assert_eq!(read.came_to(), (412, "version-conflict"), "there is no such version anywhere");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use projection::{
     Changes, Command, CommandError, Domain, DomainError, FoldError, Folded, Found, Projection,
     SearchFields, Stop, StoredState,
 };
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -167,7 +168,7 @@ fn upcasters_are_given_in_order() {
     assert!(twice.upcaster("Written", 1, rename_owner).build().is_err());
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WriteNote {
     note_id: String,
@@ -289,4 +290,27 @@ fn a_projection_may_spread_its_aggregates_in_its_own_way() {
     let document = definition.document().unwrap();
     let applied = document.apply(&note("n"), StoredState::NOTHING, &[&written]);
     assert_eq!(Changes::gather(&definition, vec![applied]).states.partitions, [1]);
+}
+
+#[test]
+fn a_domain_says_what_its_json_looks_like_and_of_nothing_that_it_does_not_have() {
+    #[derive(JsonSchema)]
+    struct Shown {
+        #[expect(dead_code, reason = "it is only described")]
+        owner: String,
+    }
+    let described = |view: &str| {
+        let domain = Domain::builder().aggregate("note", Notes).command::<WriteNote>();
+        domain.projection(declared(1)).view_schema::<Shown>(view).build()
+    };
+    let domain = described("note").unwrap();
+    let mut generator = SchemaGenerator::default();
+    let schema = domain.schemas().of_view("note").unwrap()(&mut generator);
+    assert_eq!(schema.get("$ref"), Some(&json!("#/$defs/Shown")));
+    domain.command("WriteNote").unwrap().schema()(&mut generator);
+    let input = &generator.definitions()["WriteNote"];
+    assert_eq!(input["additionalProperties"], false);
+    assert!(input["properties"].get("note_id").is_some(), "{input}");
+    let wrong = described("nowhere").unwrap_err();
+    assert_eq!(wrong.mistakes(), ["schema of nowhere, which is no view"]);
 }

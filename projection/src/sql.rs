@@ -18,6 +18,7 @@
 //! which is one snapshot. A reader of a version that was dropped meets a missing table (SQLSTATE
 //! 42P01), and has to learn the active version again.
 
+mod copy;
 mod parity;
 pub mod bulk;
 mod read;
@@ -31,6 +32,7 @@ use consistency::Name;
 use crate::rollup::{Column, Combine};
 use crate::{ProjectionKind, RollupDefinition, ViewDefinition, ViewKind};
 
+pub use copy::CopyTable;
 pub use parity::{ChecksumColumns, DifferenceColumns, ParityOf, ParityStatements, ParityTable};
 pub use read::{
     GatheredColumns, ListAnswer, ListColumns, ListItem, RollupAnswer, RollupColumns, RollupRow,

@@ -149,7 +149,8 @@ pub async fn stored(connection: &mut PgConnection) -> Result<EpochHistory, Epoch
     starts.and_then(EpochHistory::new).ok_or(EpochError::Disordered)
 }
 
-async fn store(
+/// Keeps what the primary told.
+pub(crate) async fn store(
     connection: &mut PgConnection,
     told: &[(Epoch, Position)],
 ) -> Result<(), sqlx::Error> {

@@ -34,6 +34,7 @@ pub mod rebuild;
 pub mod retry;
 mod service;
 pub mod sharing;
+pub mod snapshot;
 pub mod start;
 pub mod status;
 pub mod switch;

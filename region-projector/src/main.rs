@@ -11,7 +11,8 @@ use process::{shutdown, telemetry};
 use projection::Domain;
 use region_projector::operator::{
     self, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand, RebuildCommand, Report,
-    ResumeCommand, RollbackCommand, StatusCommand, SwitchCommand, VerifyCommand, VersionsCommand,
+    ResumeCommand, RollbackCommand, SnapshotCommand, StatusCommand, SwitchCommand, VerifyCommand,
+    VersionsCommand,
 };
 use region_projector::{Projector, ProjectorConfig};
 
@@ -52,6 +53,9 @@ enum Command {
     Drop(DropCommand),
     /// Drops versions that were read before, and tables that are of no version.
     Prune(PruneCommand),
+    /// Copies a view with its checkpoints into a file, and takes it in elsewhere.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Folds the log again and compares a view with it.
     Verify(VerifyCommand),
 }
@@ -91,6 +95,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Drop(command)) => report(&operator::drop_version(&config, &command).await?),
         Some(Command::Prune(command)) => {
             report(&operator::prune(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Snapshot(command)) => {
+            report(&Box::pin(operator::snapshot(&config, &domain()?, &command)).await?)
         }
         Some(Command::Verify(command)) => {
             report(&Box::pin(operator::verify(&config, &domain()?, &command)).await?)

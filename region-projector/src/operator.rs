@@ -5,6 +5,7 @@
 
 mod halt;
 mod rebuild;
+mod snapshot;
 mod status;
 mod table;
 mod verify;
@@ -28,6 +29,7 @@ use crate::config::ProjectorConfig;
 use crate::dead_letters::{self, Actor, DeadLetterError, Decision, ParkedAggregate, Retried};
 use crate::log::{LogClient, LogError};
 use crate::rebuild::RebuildError;
+use crate::snapshot::SnapshotError;
 use crate::start::key_of;
 use crate::status::Status;
 use crate::switch::SwitchError;
@@ -35,6 +37,7 @@ use crate::verify::VerifyError;
 use crate::versions::discard::DropError;
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
 pub use rebuild::{RebuildCommand, rebuild};
+pub use snapshot::{SnapshotCommand, snapshot};
 pub use status::{StatusCommand, status};
 use table::Table;
 pub use verify::{VerifyCommand, verify};
@@ -166,6 +169,9 @@ pub enum OperatorError {
     /// A version stays.
     #[error("it is not dropped")]
     Drop(#[from] DropError),
+    /// A snapshot.
+    #[error("there is no snapshot")]
+    Snapshot(#[from] SnapshotError),
     /// A view and the log could not be compared.
     #[error("the view could not be verified")]
     Verify(#[from] VerifyError),

@@ -96,16 +96,8 @@ pub async fn prepare(
     domain: &Domain,
     log_id: Uuid,
 ) -> Result<EpochHistory, StartError> {
-    let mut migrator = sqlx::migrate!("../migrations/region");
-    // A newer binary may have been here: its migrations only add.
-    migrator.set_ignore_missing(true);
-    migrator.run(pool).await?;
+    let known = make_ready(pool, log_id).await?;
     let mut connection = pool.acquire().await?;
-    check_log(&mut connection, log_id).await?;
-    let known = epochs::stored(&mut connection).await.map_err(|error| match error {
-        EpochError::Database(error) => StartError::Database(error),
-        EpochError::Disordered | EpochError::Log(_) => StartError::Epochs,
-    })?;
     for definition in newest(domain) {
         introduce(&mut connection, definition).await?;
     }
@@ -117,6 +109,20 @@ pub async fn prepare(
         }
     }
     Ok(known)
+}
+
+/// Makes the fixed tables, and says which epochs are known here.
+pub(crate) async fn make_ready(pool: &PgPool, log_id: Uuid) -> Result<EpochHistory, StartError> {
+    let mut migrator = sqlx::migrate!("../migrations/region");
+    // A newer binary may have been here: its migrations only add.
+    migrator.set_ignore_missing(true);
+    migrator.run(pool).await?;
+    let mut connection = pool.acquire().await?;
+    check_log(&mut connection, log_id).await?;
+    epochs::stored(&mut connection).await.map_err(|error| match error {
+        EpochError::Database(error) => StartError::Database(error),
+        EpochError::Disordered | EpochError::Log(_) => StartError::Epochs,
+    })
 }
 
 /// Whether the projections and partitions that a configuration names are there.

@@ -22,6 +22,7 @@ mod refusals;
 mod rollups;
 mod search;
 mod sharing;
+mod snapshots;
 mod slow_log;
 mod switching;
 mod tally;

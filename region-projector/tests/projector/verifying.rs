@@ -39,7 +39,7 @@ impl World {
         assert_eq!(done.unwrap().rows_affected(), 1, "{statement}");
     }
 
-    async fn all_positions(&self, position: Position) {
+    pub async fn all_positions(&self, position: Position) {
         eventually("everything is stored", async || {
             let lowest = sqlx::query_scalar("select min(position) from checkpoint");
             let lowest: Option<i64> = lowest.fetch_one(&self.pool).await.ok().flatten();
@@ -50,7 +50,7 @@ impl World {
 
     /// Tallies and totals with something of everything in them: lists, a removal, a parked aggregate, a
     /// discarded event, events of another type.
-    async fn with_tallies() -> (Self, Projector) {
+    pub async fn with_tallies() -> (Self, Projector) {
         let world = Self::start().await;
         let projector = world.projector(domain()).await;
         for n in 0..20 {

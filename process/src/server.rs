@@ -1,10 +1,12 @@
 //! An HTTP/1.1 and HTTP/2 server with its bounds, and an end that finishes what was begun.
 
+mod addresses;
 mod patience;
+mod stalls;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -25,7 +27,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::patience::Patience;
+use self::{
+    addresses::Addresses,
+    patience::Patience,
+    stalls::{Followed, Stalls},
+};
 use crate::{config::Period, shutdown, tls::ServerTls};
 
 /// How many times [`ServerLimits::header_bytes_max`] is read off the wire at most.
@@ -39,6 +45,8 @@ const HEADER_COUNT_MAX: usize = 1024;
 pub struct ServerLimits {
     /// Connections at once; further ones wait in the kernel's queue.
     pub connections_max: usize,
+    /// Of them those of one address; further ones are closed. Behind a balancer all have its address.
+    pub connections_per_address_max: usize,
     /// For a request's headers to arrive, and for an idle connection to stay.
     pub header_timeout: Period,
     /// Bytes of a request's headers. Up to [`HEADER_BYTES_SPARE`] times as many are read, so that
@@ -46,7 +54,8 @@ pub struct ServerLimits {
     pub header_bytes_max: u32,
     /// Headers of one request, refused like their bytes.
     pub header_count_max: usize,
-    /// For a client to take any of what it is sent. One that asks and does not read is let go.
+    /// For a client to take any of what it is sent, of each answer on HTTP/2. One that asks and does not
+    /// read is let go.
     pub answer_stall_max: Period,
     /// Requests at once on one HTTP/2 connection.
     pub streams_max: u32,
@@ -58,6 +67,7 @@ impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            connections_per_address_max: 10_000,
             header_timeout: Period::from_secs(30),
             header_bytes_max: 32 * 1024,
             header_count_max: 128,
@@ -83,7 +93,7 @@ pub async fn serve<F, R, B>(
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<B>> + Send + 'static,
-    B: Body + Send + 'static,
+    B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -101,20 +111,25 @@ pub async fn serve_over<F, R, B>(
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<B>> + Send + 'static,
-    B: Body + Send + 'static,
+    B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let protocol = Arc::new(protocol(&limits));
     let graceful = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let addresses = Addresses::default();
     let mut connections = JoinSet::new();
     while let Some((stream, peer, permit)) = next_connection(&listener, &permits, &stop).await {
+        let Some(place) = addresses.take(peer.ip(), limits.connections_per_address_max) else {
+            tracing::debug!(%peer, "the address has as many connections as it may");
+            continue;
+        };
         let visit = Visit { peer, limits, protocol: Arc::clone(&protocol) };
         let (tls, answer, watcher) = (tls.clone(), answer.clone(), graceful.watcher());
         let stream = Patience::new(stream, limits.answer_stall_max.get());
         connections.spawn(async move {
-            let _permit = permit;
+            let _held = (permit, place);
             let Some(tls) = tls else { return visit.converse(stream, answer, watcher).await };
             let greeted = tls.acceptor.accept(stream);
             match tokio::time::timeout(limits.header_timeout.get(), greeted).await {
@@ -144,27 +159,40 @@ impl Visit {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Fn(Request<Incoming>) -> R + Send + 'static,
         R: Future<Output = Response<B>> + Send + 'static,
-        B: Body + Send + 'static,
+        B: Body + Unpin + Send + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let Self { peer, limits, protocol } = self;
         let seen = Arc::new(Notify::new());
         let noted = Arc::clone(&seen);
+        let stalls = Arc::new(Stalls::default());
+        let given = Arc::clone(&stalls);
         let served = service_fn(move |mut request: Request<Incoming>| {
             noted.notify_one();
             request.extensions_mut().insert(Peer(peer));
+            // Elsewhere an answer stalls with its connection.
+            let stalls = (request.version() == Version::HTTP_2).then(|| Arc::clone(&given));
             let answered = answer(request);
-            async move { Ok::<_, Infallible>(answered.await) }
+            let follow = |body| Followed::new(body, stalls);
+            async move { Ok::<_, Infallible>(answered.await.map(follow)) }
         });
         let connection = protocol.serve_connection(TokioIo::new(stream), served);
         let mut connection = std::pin::pin!(watcher.watch(connection));
         let silent = tokio::time::timeout(limits.header_timeout.get(), seen.notified());
+        let stall_max = limits.answer_stall_max.get();
+        let conversing = async {
+            tokio::select! {
+                ended = &mut connection => Some(ended),
+                () = stalls.met(stall_max) => None,
+            }
+        };
+        let mut conversing = std::pin::pin!(conversing);
         let ended = tokio::select! {
-            ended = &mut connection => Some(ended),
+            ended = &mut conversing => ended,
             // The protocol is chosen by the first bytes, and hyper gives them all the time in the
             // world: who has not brought a request by now is let go.
-            silent = silent => if silent.is_ok() { Some(connection.await) } else { None },
+            silent = silent => if silent.is_ok() { conversing.await } else { None },
         };
         if let Some(Err(error)) = ended {
             tracing::debug!(%error, %peer, "connection ended early");

@@ -5,8 +5,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::Response;
-use http_body_util::Full;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use process::{
     admin::{self, Admin, Condition, Readiness},
     config::{Period, Secret},
@@ -70,6 +72,85 @@ async fn a_client_that_never_sends_a_request_is_let_go() {
         let read = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
         assert!(read.is_ok(), "still connected after {start:?}");
     }
+    stop.cancel();
+    timeout(PATIENCE, served).await.unwrap().unwrap();
+}
+
+type Sender = hyper::client::conn::http2::SendRequest<Empty<Bytes>>;
+
+/// A client that takes so many bytes of each answer before it reads them.
+async fn http2(address: &str, window_bytes: u32) -> Sender {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(window_bytes);
+    let (sender, connection) = client.handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn ask(sender: &mut Sender, path: &str) -> Result<Response<Incoming>, hyper::Error> {
+    sender.ready().await?;
+    sender
+        .send_request(Request::get(format!("http://host{path}")).body(Empty::new()).unwrap())
+        .await
+}
+
+/// Asks, reads nothing of the answer, and goes on asking for others until the connection ends.
+async fn ask_and_read_nothing(address: &str, window_bytes: u32) {
+    let mut sender = http2(address, window_bytes).await;
+    let _unread = ask(&mut sender, "/large").await.unwrap();
+    let lively = async { while ask(&mut sender, "/empty").await.is_ok() {} };
+    assert!(timeout(PATIENCE, lively).await.is_ok(), "still connected with {window_bytes} bytes");
+}
+
+#[tokio::test]
+async fn an_answer_on_http_2_that_is_not_read_ends_its_connection_and_a_slow_one_does_not() {
+    let (listener, address) = listener().await;
+    let limits =
+        ServerLimits { answer_stall_max: Period::from_millis(100), ..ServerLimits::default() };
+    let stop = CancellationToken::new();
+    let release = Arc::new(Notify::new());
+    let releasing = Arc::clone(&release);
+    let answer = move |request: Request<Incoming>| {
+        let releasing = Arc::clone(&releasing);
+        let body = match request.uri().path() {
+            "/large" => Full::new(Bytes::from(vec![0; 256 * 1024])).boxed(),
+            "/slow" => StreamBody::new(futures::stream::once(async move {
+                releasing.notified().await;
+                Ok(Frame::data(Bytes::from_static(b"at last")))
+            }))
+            .boxed(),
+            _ => Full::new(Bytes::new()).boxed(),
+        };
+        async { Response::new(body) }
+    };
+    let served = tokio::spawn(server::serve(listener, limits, answer, stop.clone()));
+    let mut patient = http2(&address, 64 * 1024).await;
+    let slow = ask(&mut patient, "/slow").await.unwrap();
+    for window_bytes in [0, 1_000, 64 * 1024] {
+        ask_and_read_nothing(&address, window_bytes).await;
+    }
+    // It has been quiet for longer than those were.
+    release.notify_one();
+    let read = timeout(PATIENCE, slow.into_body().collect()).await.unwrap().unwrap();
+    assert_eq!(read.to_bytes(), "at last");
+    stop.cancel();
+    timeout(PATIENCE, served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_connections_than_it_may() {
+    let (listener, address) = listener().await;
+    let limits = ServerLimits { connections_per_address_max: 1, ..ServerLimits::default() };
+    let stop = CancellationToken::new();
+    let answer = |_| async { Response::new(Full::new(Bytes::new())) };
+    let served = tokio::spawn(server::serve(listener, limits, answer, stop.clone()));
+    let mut first = http2(&address, 1_000).await;
+    ask(&mut first, "/").await.unwrap();
+    let mut second = TcpStream::connect(&address).await.unwrap();
+    let closed = timeout(PATIENCE, second.read(&mut [0; 1])).await.unwrap();
+    assert!(closed.is_err() || matches!(closed, Ok(0)), "{closed:?}");
+    ask(&mut first, "/").await.unwrap();
     stop.cancel();
     timeout(PATIENCE, served).await.unwrap().unwrap();
 }

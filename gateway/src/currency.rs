@@ -73,6 +73,23 @@ pub enum WaitRefused {
     CallerFull,
 }
 
+/// When a wait ends at the latest.
+#[derive(Debug, Clone, Copy)]
+pub struct WaitBounds {
+    /// While the watermark is not there.
+    pub reached: Instant,
+    /// For one that was released, until it goes on without a turn.
+    pub turn: Instant,
+}
+
+impl WaitBounds {
+    /// Whoever stands in line leaves it while there is time for one more look at the database.
+    pub fn new(reached: Instant, deadline: Instant, query_timeout: Duration) -> Self {
+        let turn = deadline.checked_sub(query_timeout);
+        Self { reached, turn: turn.map_or(reached, |turn| turn.max(reached)) }
+    }
+}
+
 /// How a wait ended.
 #[derive(Debug)]
 pub enum Waited {
@@ -237,33 +254,39 @@ impl Currency {
         self.waiter_count.load(Ordering::Relaxed)
     }
 
-    /// Waits until the partitions that matter have reached `at`, or until `until`. Check and
+    /// Waits until the partitions that matter have reached `at`, within its bounds. Check and
     /// registration are one step; whoever drops this leaves at once.
     pub async fn wait(
         &self,
         projection: &Name,
         partitions: Partitions,
         at: LogPosition,
-        until: Instant,
+        bounds: WaitBounds,
         caller: Option<&str>,
     ) -> Result<Waited, WaitRefused> {
         let registered = self.with(projection, |board| board.register(partitions, at));
-        let Some((key, released)) = registered else { return Ok(Waited::Satisfied(None)) };
+        let Some((key, mut released)) = registered else { return Ok(Waited::Satisfied(None)) };
         // Leaves the set when it is dropped, on every way out of here.
         let mut waiter = Waiter::new(self, projection, partitions, key, caller)?;
         if self.draining.load(Ordering::SeqCst) {
             return Ok(Waited::TimedOut);
         }
-        let waited = tokio::select! {
+        let turn = tokio::select! {
             biased;
             // Both at once counts as satisfied.
-            turn = released => turn.map_or(Waited::TimedOut, |turn| Waited::Satisfied(Some(turn))),
-            // Who was released and has not had its turn yet goes without.
-            () = tokio::time::sleep_until(until) => {
-                if waiter.leave() { Waited::TimedOut } else { Waited::Satisfied(None) }
+            turn = &mut released => turn,
+            () = tokio::time::sleep_until(bounds.reached) => {
+                if waiter.leave() {
+                    return Ok(Waited::TimedOut);
+                }
+                // It is here, and who went on now would stand in a longer line: thousands may be in this.
+                match tokio::time::timeout_at(bounds.turn, released).await {
+                    Ok(turn) => turn,
+                    Err(_) => return Ok(Waited::Satisfied(None)),
+                }
             }
         };
-        Ok(waited)
+        Ok(turn.map_or(Waited::TimedOut, |turn| Waited::Satisfied(Some(turn))))
     }
 
     /// Ends all waits, and those that begin from now on, as if their time were over.

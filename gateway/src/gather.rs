@@ -12,6 +12,7 @@ use std::{
 use projection::sql::{GatheredColumns, RowAnswer};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
 
 use crate::read_models::QueryError;
 
@@ -101,7 +102,7 @@ impl Line {
         };
         if let Some(flight) = flight {
             // Its own task: who asked may hang up, and others wait for the answer.
-            tokio::spawn(Arc::clone(self).fly(ask.clone(), flight));
+            ask.flights.spawn(Arc::clone(self).fly(ask.clone(), flight));
         }
         match replied.await {
             Ok(reply) => reply.map_err(QueryError::Gathered),
@@ -134,6 +135,8 @@ pub struct Asker {
     pub pool: PgPool,
     /// Questions at once, of all kinds.
     pub queries: Arc<Semaphore>,
+    /// Gathered questions under way.
+    pub flights: TaskTracker,
 }
 
 impl Asker {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     answer::{Answer, read_of},
-    currency::{Partitions, Waited},
+    currency::{Partitions, WaitBounds, Waited},
     epochs,
     error::Error,
     forward::{self, Fallback},
@@ -96,6 +96,8 @@ struct Facts {
     seen: Option<Seen>,
     /// The watermark that a snapshot was judged by.
     watermark: Option<LogPosition>,
+    /// The database did not answer in time.
+    is_late: bool,
 }
 
 /// What can be served.
@@ -109,7 +111,7 @@ enum Seen {
 impl Facts {
     /// Nothing is known that could be served.
     const fn behind() -> Self {
-        Self { verdict: Verdict::Behind, seen: None, watermark: None }
+        Self { verdict: Verdict::Behind, seen: None, watermark: None, is_late: false }
     }
 }
 
@@ -174,7 +176,7 @@ impl Read<'_> {
             if standing.version.is_none() || self.demand.min_version().is_some() || may_be_behind {
                 self.look().await
             } else {
-                Facts { verdict, seen: None, watermark: None }
+                Facts { verdict, seen: None, watermark: None, is_late: false }
             };
         if facts.verdict == Verdict::Behind {
             currency.asked(&self.target.projection, self.partitions(), self.demand.at());
@@ -227,13 +229,13 @@ impl Read<'_> {
                 }
                 self.keep(shelf.as_deref(), &snapshot);
                 let seen = Some(Seen::Snapshot(Box::new(snapshot)));
-                Facts { verdict, seen, watermark: evidence.watermark }
+                Facts { verdict, seen, watermark: evidence.watermark, is_late: false }
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, view = %target.view, "read models not read");
-                Facts::behind()
+                Facts { is_late: error.is_timeout(), ..Facts::behind() }
             }
-            Err(_) => Facts::behind(),
+            Err(_) => Facts { is_late: true, ..Facts::behind() },
         }
     }
 
@@ -261,7 +263,9 @@ impl Read<'_> {
             let at = self.awaited(&facts);
             let (currency, projection) = (&self.gateway.currency, &self.target.projection);
             let (partitions, caller) = (self.partitions(), self.call.caller.name());
-            match currency.wait(projection, partitions, at, until, caller).await? {
+            let query_timeout = self.gateway.config.read.query_timeout.get();
+            let bounds = WaitBounds::new(until, self.call.deadline, query_timeout);
+            match currency.wait(projection, partitions, at, bounds, caller).await? {
                 Waited::TimedOut => {
                     facts = Facts::behind();
                     break false;
@@ -275,8 +279,9 @@ impl Read<'_> {
                     drop(turn);
                 }
             }
-            // Memory was ahead of the database: it knows better now, and there is time left.
-            let again = facts.verdict == Verdict::Behind && facts.seen.is_some();
+            // Memory was ahead of the database and knows better now, or many were released at once and
+            // the database was slow; and there is time left.
+            let again = facts.verdict == Verdict::Behind && (facts.seen.is_some() || facts.is_late);
             if !again || until <= Instant::now() {
                 break facts.verdict != Verdict::Behind;
             }

@@ -11,6 +11,7 @@ use projection::{
 };
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     gather::{Asker, GatherBounds},
@@ -66,6 +67,19 @@ impl QueryError {
             | Self::Statements
             | Self::TimedOut
             | Self::Gathered(_) => false,
+        }
+    }
+
+    /// Whether there was no answer in time: another question may well be answered.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::TimedOut | Self::Unavailable(sqlx::Error::PoolTimedOut) => true,
+            Self::Gathered(error) => error.is_timeout(),
+            Self::Unavailable(_)
+            | Self::Column(_)
+            | Self::UnknownVersion { .. }
+            | Self::NoActiveVersion(_)
+            | Self::Statements => false,
         }
     }
 
@@ -210,8 +224,15 @@ impl ReadModels {
         queries_max: usize,
         gather: Option<GatherBounds>,
     ) -> Self {
-        let asker = Asker { pool, queries: Arc::new(Semaphore::new(queries_max)) };
+        let queries = Arc::new(Semaphore::new(queries_max));
+        let asker = Asker { pool, queries, flights: TaskTracker::new() };
         Self { versions: Versions::new(domain, gather), asker }
+    }
+
+    /// Waits for the gathered questions that are under way. To be called when nobody asks any more.
+    pub async fn ended(&self) {
+        self.asker.flights.close();
+        self.asker.flights.wait().await;
     }
 
     /// The rules of a version over its own tables, when they are known.

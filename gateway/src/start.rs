@@ -6,7 +6,6 @@ use consistency::{KeyError, LogId};
 use event_store::{Committer, EventStore, OpenError, Relay, RelayConfig, RelayState, StoreConfig};
 use process::{
     admin::{self, Admin, Condition, Readiness},
-    config::Period,
     nats::{self, Nats},
     postgres::{self, PostgresConfig},
     server, shutdown,
@@ -276,20 +275,21 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
     let drained =
         server::serve_over(tls, listener, gateway.config.listen.limits, answer, stop).await;
     background.cancel();
-    let grace = gateway.config.listen.limits.grace;
     let tasks = feeds.into_iter().chain(doorkeeping).chain([drain, admin]);
-    let ended = finish(grace, relay, committer, tasks).await;
+    let ended = finish(&gateway, relay, committer, tasks).await;
     tracing::info!(drained, ended, "gateway ended");
     drained && ended
 }
 
 async fn finish(
-    grace: Period,
+    gateway: &Gateway,
     relay: Option<Relay>,
     committer: Option<Committer>,
     tasks: impl Iterator<Item = JoinHandle<()>>,
 ) -> bool {
+    let grace = gateway.config.listen.limits.grace;
     let ending = async {
+        gateway.read_models.ended().await;
         if let Some(committer) = committer {
             committer.stop().await;
         }

@@ -48,8 +48,13 @@ fn reached(currency: &Currency, partitions: Partitions) -> Option<LogPosition> {
     currency.standing(&name(), partitions).watermark
 }
 
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(60)
+fn within(ms: u64) -> WaitBounds {
+    let reached = Instant::now() + Duration::from_millis(ms);
+    WaitBounds { reached, turn: reached }
+}
+
+fn soon() -> WaitBounds {
+    within(60_000)
 }
 
 #[tokio::test]
@@ -74,8 +79,7 @@ async fn a_wait_for_all_ends_with_the_last_partition() {
 #[tokio::test(start_paused = true)]
 async fn who_times_out_or_hangs_up_leaves_no_waiter() {
     let currency = currency(10, &[5, 5]);
-    let until = Instant::now() + Duration::from_millis(5);
-    let waited = currency.wait(&name(), Partitions::One(0), at(7), until, None).await;
+    let waited = currency.wait(&name(), Partitions::One(0), at(7), within(5), None).await;
     assert!(matches!(waited, Ok(Waited::TimedOut)));
     assert_eq!(currency.waiter_count(), 0);
     let waiting = Arc::clone(&currency);
@@ -202,23 +206,31 @@ async fn who_waits_when_the_process_ends_is_told_so_and_nobody_begins_to_wait() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_released_and_has_no_turn_before_its_time_is_over_goes_on_without() {
+async fn who_was_released_keeps_its_place_when_its_wait_is_over_but_not_for_ever() {
     let bounds = WaiterBounds { waiters_max: 10, per_caller_max: 10, released_max: 1 };
     let currency = Arc::new(Currency::new([name()], bounds));
     observe(&currency, 0, &[5, 5]);
-    let until = Instant::now() + Duration::from_millis(50);
+    let turn = Instant::now() + Duration::from_secs(5);
     let wait = || {
-        let waiting = Arc::clone(&currency);
+        let (waiting, bounds) = (Arc::clone(&currency), WaitBounds { turn, ..within(50) });
         tokio::spawn(
-            async move { waiting.wait(&name(), Partitions::One(0), at(7), until, None).await },
+            async move { waiting.wait(&name(), Partitions::One(0), at(7), bounds, None).await },
         )
     };
-    let (first, second) = (wait(), wait());
-    while currency.waiter_count() < 2 {
+    let (first, second, third) = (wait(), wait(), wait());
+    while currency.waiter_count() < 3 {
         tokio::task::yield_now().await;
     }
     announce(&currency, 0, 9, 9);
     let first = first.await.unwrap().unwrap();
+    assert!(matches!(first, Waited::Satisfied(Some(_))));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!second.is_finished(), "its wait is over, and it stands in line");
+    drop(first);
     let second = second.await.unwrap().unwrap();
-    assert!(matches!((first, second), (Waited::Satisfied(Some(_)), Waited::Satisfied(None))));
+    assert!(matches!(second, Waited::Satisfied(Some(_))));
+    assert!(matches!(third.await.unwrap(), Ok(Waited::Satisfied(None))), "a turn that is kept");
 }

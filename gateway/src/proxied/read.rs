@@ -17,7 +17,7 @@ use super::{
 use crate::{
     answer::Answer,
     body::Body,
-    currency::{Partitions, Waited},
+    currency::{Partitions, WaitBounds, Waited},
     error::Error,
     forward::Fallback,
     gateway::{Gateway, Role},
@@ -195,7 +195,9 @@ impl Read<'_> {
             } else {
                 let (currency, at) = (&self.gateway.currency, self.demand.at());
                 let (projection, caller) = (&self.route.projection, self.call.caller.name());
-                match currency.wait(projection, Partitions::All, at, until, caller).await? {
+                // The service has the whole time that is left: there is no sooner end to the line.
+                let bounds = WaitBounds::new(until, self.call.deadline, Duration::ZERO);
+                match currency.wait(projection, Partitions::All, at, bounds, caller).await? {
                     Waited::Satisfied(mine) => turn = mine,
                     Waited::TimedOut => {
                         return Ok(Facts { verdict: Verdict::Behind, served: None, asked: false });

@@ -47,6 +47,7 @@ impl Read<'_> {
         };
         self.cache = status;
         let seen = |kept| Facts {
+            is_late: false,
             verdict: Verdict::Current,
             seen: Some(Seen::Kept(kept)),
             watermark: None,

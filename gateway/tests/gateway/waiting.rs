@@ -14,7 +14,7 @@ use hyper::{Request, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, task::JoinSet};
 
-use crate::world::{World, position};
+use crate::world::{DEADLINE, World, eventually, position};
 
 const CONNECTIONS: usize = 200;
 const STREAMS: usize = 100;
@@ -113,4 +113,50 @@ async fn a_gateway_that_ends_keeps_nobody_waiting() {
     let World { region, primary: _primary, .. } = world;
     assert!(region.end().await, "nothing was cut off");
     assert_eq!(waiting.await.unwrap().came_to(), (503, "replication-pending"));
+}
+
+/// Many may be released at once, and the database may take its time over all of them.
+#[tokio::test]
+async fn who_was_released_is_answered_when_the_database_is_slow_to_answer() {
+    let settings = "read = { wait_max = \"1m\", query_timeout = \"200ms\", memory_bytes_max = 0 }\n\
+         listen.request_timeout = \"1m\"";
+    let mut world = World::with(settings).await;
+    world.stock().await;
+    let token = world.place("o-1").await.token();
+    let reading = world.region.request(reqwest::Method::GET, "/v1/views/order-detail/o-1");
+    let reading = reading.header("consistency-token", token);
+    let reading = reading.header("consistency-policy", "wait;ms=60000");
+    let mut reading = tokio::spawn(crate::world::Reply::of(reading));
+    world.region.waiters(1).await;
+    let head = world.catch_up_silently().await;
+    let mut gate = world.projector.pool.begin().await.unwrap();
+    sqlx::query("lock table orders_v1_order_detail in access exclusive mode")
+        .execute(&mut *gate)
+        .await
+        .unwrap();
+    world.projector.announce(head).await;
+    // It looks, in vain, and looks again.
+    let mut asked = std::collections::BTreeSet::new();
+    tokio::select! {
+        biased;
+        ended = &mut reading => panic!("{:?}", ended.unwrap().came_to()),
+        () = eventually("the database is asked twice", async || {
+            asked.extend(blocked_since(&world).await);
+            2 <= asked.len()
+        }) => {}
+    }
+    gate.rollback().await.unwrap();
+    let reply = tokio::time::timeout(DEADLINE, reading).await.unwrap().unwrap();
+    assert_eq!(reply.came_to(), (200, "waited"));
+}
+
+/// When the questions that wait for a lock were asked.
+async fn blocked_since(world: &World) -> Vec<String> {
+    sqlx::query_scalar(
+        "select query_start::text from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock'",
+    )
+    .fetch_all(&world.projector.pool)
+    .await
+    .unwrap()
 }

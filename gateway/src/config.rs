@@ -1,29 +1,29 @@
 //! The gateway's configuration, as its TOML file has it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    path::PathBuf,
-};
+mod mistakes;
+#[cfg(test)]
+mod tests;
+mod work;
 
-use consistency::{Key, KeyError, KeyId, KeyRing, LogId, Name, Policy};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use consistency::{Key, KeyError, KeyId, KeyRing, LogId, Name};
 use process::{
     admin::AdminConfig,
-    config::{Config, Period, Secret},
+    config::{Period, Secret},
     nats::NatsConfig,
     postgres::PostgresConfig,
     server::ServerLimits,
     telemetry::LogConfig,
-    tls::{self, ServerTlsConfig},
+    tls::ServerTlsConfig,
     trace::OtlpConfig,
 };
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::{
-    currency::WaiterBounds, events::EventsConfig, gather::GatherBounds, proxied::RouteConfig,
-};
+use crate::{events::EventsConfig, gather::GatherBounds, proxied::RouteConfig};
 
+pub use self::work::{FoldConfig, ReadConfig, ViewConfig, WriteConfig};
 pub use crate::auth::{AuthConfig, AuthMode, JwtConfig, TrustedHeaderConfig};
 pub use crate::cors::CorsConfig;
 pub use crate::rate_limit::RateLimitConfig;
@@ -265,138 +265,6 @@ fn log_bytes_per_second_max_default() -> u64 {
     64 * 1024 * 1024
 }
 
-/// Bounds of reads.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct ReadConfig {
-    /// Bound on one wait, whatever the caller asks for.
-    pub wait_max: Period,
-    /// Reads that wait at once; further ones are refused as `waiters-full`.
-    pub waiters_max: usize,
-    /// Of them those of one caller who is known by a name; further ones are refused as `rate-limited`.
-    pub waiters_per_caller_max: usize,
-    /// Reads that go on at once when a commit releases many.
-    pub released_max: usize,
-    /// Reads that query the database at once; the others stand in line.
-    pub queries_max: usize,
-    /// Whether reads of rows of one view that come while others are asked for are asked for together.
-    pub gather: bool,
-    /// Gathered queries of one view at once.
-    pub gather_queries_max: usize,
-    /// Rows of one gathered query.
-    pub gather_keys_max: usize,
-    /// Bytes of rows that are kept in memory; 0 keeps none.
-    pub memory_bytes_max: u64,
-    /// What tells rows apart that have changed from those that have not: 8 bytes for each, in each
-    /// partition of each projection. Rows that share one are taken for changed together.
-    pub memory_slots_per_partition: usize,
-    /// Items of one page of a list.
-    pub page_items_max: u32,
-    /// Items of a page when the caller does not say.
-    pub page_items_default: u32,
-    /// Events of one aggregate that are folded for one read.
-    pub fold_events_max: u32,
-    /// Bound on one look at the database, so that there is time left to ask the primary.
-    pub query_timeout: Period,
-    /// How long hints may be silent before checkpoints are polled for those who wait.
-    pub hints_silence_max: Period,
-    /// How often checkpoints are polled then.
-    pub poll_interval: Period,
-    /// How often the database is looked at when all is well.
-    pub refresh_interval: Period,
-    /// Lag above which the region counts as degraded.
-    pub degraded_lag: Period,
-    /// The chain of views that have none of their own.
-    pub policy: String,
-}
-
-impl Default for ReadConfig {
-    fn default() -> Self {
-        Self {
-            wait_max: Period::from_secs(5),
-            waiters_max: 50_000,
-            waiters_per_caller_max: 1000,
-            released_max: 512,
-            queries_max: 64,
-            gather: true,
-            gather_queries_max: 2,
-            gather_keys_max: 256,
-            memory_bytes_max: 64 * 1024 * 1024,
-            memory_slots_per_partition: 8192,
-            page_items_max: 500,
-            page_items_default: 50,
-            fold_events_max: 100_000,
-            query_timeout: Period::from_secs(2),
-            hints_silence_max: Period::from_secs(1),
-            poll_interval: Period::from_millis(100),
-            refresh_interval: Period::from_secs(2),
-            degraded_lag: Period::from_secs(30),
-            policy: Policy::shipped().to_string(),
-        }
-    }
-}
-
-/// How aggregates are folded from the log.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(default)]
-pub struct FoldConfig {
-    /// A fold of so many events leaves a snapshot of the state behind, so that the next one need not
-    /// begin at the first event; 0 leaves none.
-    pub snapshot_events: u32,
-}
-
-impl Default for FoldConfig {
-    fn default() -> Self {
-        Self { snapshot_events: 500 }
-    }
-}
-
-impl ReadConfig {
-    /// How many reads may wait, and go on.
-    pub fn waiter_bounds(&self) -> WaiterBounds {
-        WaiterBounds {
-            waiters_max: self.waiters_max,
-            per_caller_max: self.waiters_per_caller_max,
-            released_max: self.released_max,
-        }
-    }
-}
-
-/// What differs for one view.
-#[derive(Debug, Clone, Deserialize)]
-pub struct ViewConfig {
-    /// Its chain, written like the header `Consistency-Policy`.
-    pub policy: String,
-}
-
-/// Bounds of writes.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct WriteConfig {
-    /// Largest event with its headers; at most the NATS server's `max_payload`.
-    pub event_bytes_max: usize,
-    /// Events of one append.
-    pub events_max: usize,
-    /// How often a command is run again when its aggregate moved meanwhile.
-    pub command_attempts_max: u32,
-    /// How long the answer to a write under an `Idempotency-Key` is kept for its repeats.
-    pub idempotency_age_max: Period,
-    /// Types of aggregates whose writes must say which version they are meant for. Read at the primary.
-    pub if_match_required: BTreeSet<Name>,
-}
-
-impl Default for WriteConfig {
-    fn default() -> Self {
-        Self {
-            event_bytes_max: 512 * 1024,
-            events_max: 500,
-            command_attempts_max: 8,
-            idempotency_age_max: Period::from_secs(24 * 60 * 60),
-            if_match_required: BTreeSet::new(),
-        }
-    }
-}
-
 impl GatewayConfig {
     /// The ring of keys for tokens of the configured log.
     pub fn key_ring(&self) -> Result<KeyRing, KeyError> {
@@ -419,176 +287,5 @@ impl GatewayConfig {
             keys_max: self.read.gather_keys_max,
             timeout: self.read.query_timeout.get(),
         })
-    }
-
-    fn policy_mistakes(&self) -> Vec<String> {
-        let default = ("read.policy".to_owned(), &self.read.policy);
-        let views = self.views.iter().map(|(view, c)| (format!("views.{view}.policy"), &c.policy));
-        std::iter::once(default)
-            .chain(views)
-            .filter_map(|(key, text)| Some(format!("{key}: {}", Policy::parse(text).err()?)))
-            .collect()
-    }
-
-    fn place_mistakes(&self) -> Vec<String> {
-        let mut mistakes = Vec::new();
-        let mut demand = |holds: bool, mistake: &str| {
-            if !holds {
-                mistakes.push(mistake.to_owned());
-            }
-        };
-        if self.primary {
-            demand(self.log_database.is_some(), "log_database: must be set at the primary");
-            demand(self.relay.is_some(), "relay: must be set at the primary");
-            demand(self.primary_region.is_none(), "primary_region: this region is the primary");
-        } else {
-            demand(self.log_database.is_none(), "log_database: only the primary has the log");
-            demand(self.relay.is_none(), "relay: only the primary runs a relay");
-            demand(self.primary_region.is_some(), "primary_region: must be set");
-        }
-        if let Some(relay) = &self.relay {
-            let count = relay.stream_replica_count;
-            demand((1..=5).contains(&count), "relay.stream_replica_count: must be from 1 to 5");
-            // The stream would lose an event that the log has just taken.
-            let room = relay.stream_bytes_max.is_none_or(|max| {
-                usize::try_from(max).is_ok_and(|max| self.write.event_bytes_max < max)
-            });
-            demand(room, "relay.stream_bytes_max: must be above write.event_bytes_max");
-        }
-        if let Some(primary) = &self.primary_region {
-            demand(primary.name != self.region, "primary_region.name: is this region");
-            let url = primary.url.parse::<http::Uri>().ok();
-            let whole = url.is_some_and(|url| {
-                matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
-            });
-            demand(whole, "primary_region.url: must be a URL like http://10.0.0.1:8080");
-            demand(0 < primary.forwards_max, "primary_region.forwards_max: must be above zero");
-            let room = primary.forwarded_reads_max < primary.forwards_max;
-            demand(room, "primary_region.forwarded_reads_max: must be below forwards_max");
-        }
-        mistakes
-    }
-
-    fn tls_mistakes(&self) -> Vec<String> {
-        let mut mistakes = self.nats.mistakes();
-        mistakes.extend(self.listen.tls.iter().flat_map(|own| own.mistakes("listen.tls")));
-        let primary = self.primary_region.as_ref().and_then(|primary| primary.tls_ca.as_deref());
-        mistakes.extend(tls::roots_mistakes("primary_region.tls_ca", primary));
-        mistakes
-    }
-
-    fn bound_mistakes(&self) -> Vec<String> {
-        let bounds = [
-            (self.listen.body_bytes_max, "listen.body_bytes_max"),
-            (self.listen.requests_max, "listen.requests_max"),
-            (self.listen.limits.header_count_max, "listen.limits.header_count_max"),
-            (
-                self.listen.limits.answer_stall_max.millis() as usize,
-                "listen.limits.answer_stall_max",
-            ),
-            (self.read.waiters_max, "read.waiters_max"),
-            (self.read.waiters_per_caller_max, "read.waiters_per_caller_max"),
-            (self.read.released_max, "read.released_max"),
-            (self.read.queries_max, "read.queries_max"),
-            (self.read.gather_queries_max, "read.gather_queries_max"),
-            (self.read.gather_keys_max, "read.gather_keys_max"),
-            (self.read.memory_slots_per_partition, "read.memory_slots_per_partition"),
-            (self.read.page_items_default as usize, "read.page_items_default"),
-            (self.write.events_max, "write.events_max"),
-            (self.regions.log_bytes_per_second_max as usize, "regions.log_bytes_per_second_max"),
-            (self.write.command_attempts_max as usize, "write.command_attempts_max"),
-            (self.write.idempotency_age_max.millis() as usize, "write.idempotency_age_max"),
-            (self.read.poll_interval.millis() as usize, "read.poll_interval"),
-            (self.read.query_timeout.millis() as usize, "read.query_timeout"),
-            (self.read.refresh_interval.millis() as usize, "read.refresh_interval"),
-            (self.listen.request_timeout.millis() as usize, "listen.request_timeout"),
-        ];
-        let zero = bounds.iter().filter(|(bound, _)| *bound == 0);
-        let mut mistakes: Vec<String> =
-            zero.map(|(_, key)| format!("{key}: must be above zero")).collect();
-        if self.read.page_items_max < self.read.page_items_default {
-            mistakes.push("read.page_items_default: is above read.page_items_max".to_owned());
-        }
-        mistakes
-    }
-}
-
-impl Config for GatewayConfig {
-    fn mistakes(&self) -> Vec<String> {
-        let mut mistakes = self.admin.mistakes();
-        mistakes.extend(self.place_mistakes());
-        mistakes.extend(self.policy_mistakes());
-        mistakes.extend(self.bound_mistakes());
-        mistakes.extend(self.events.mistakes());
-        let routes = self.routes.iter().enumerate();
-        mistakes.extend(routes.flat_map(|(nth, route)| route.mistakes(&format!("route.{nth}"))));
-        mistakes.extend(self.auth.mistakes());
-        mistakes.extend(self.rate_limit.iter().flat_map(RateLimitConfig::mistakes));
-        mistakes.extend(self.cors.iter().flat_map(CorsConfig::mistakes));
-        mistakes.extend(self.tls_mistakes());
-        mistakes.extend(self.key_ring().err().map(|error| format!("token: {error}")));
-        if self.regions.credential.expose().len() < 16 {
-            mistakes.push("regions.credential: must have at least 16 bytes".to_owned());
-        }
-        mistakes
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use process::config::{ConfigError, load_from};
-
-    use super::*;
-
-    const REGION: &str = r#"
-        region = "eu-west"
-        listen.address = "127.0.0.1:0"
-        admin.address = "127.0.0.1:0"
-        log.id = "00000000-0000-0000-0000-000000000001"
-        token = { signing_key = 1, keys = [{ id = 1, secret = "0123456789abcdef0123456789abcdef" }] }
-        database.url = "postgres://me:hush@127.0.0.1/region"
-        nats = { url = "nats://127.0.0.1:4222", user = "gateway", password = "hush" }
-        primary_region = { name = "us-east", url = "http://127.0.0.1:8081" }
-        regions.credential = "0123456789abcdef"
-        auth.mode = "none"
-        views.order-detail.policy = "wait;ms=250, forward"
-    "#;
-
-    fn read(text: &str) -> Result<GatewayConfig, ConfigError> {
-        load_from(text.parse().unwrap(), "GATEWAY", [])
-    }
-
-    fn mistakes(text: &str) -> String {
-        match read(text) {
-            Err(ConfigError::Mistakes(mistakes)) => mistakes.join("\n"),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_region_needs_little_and_prints_no_secret() {
-        let config = read(REGION).unwrap();
-        assert_eq!(config.primary_name().as_str(), "us-east");
-        let printed = format!("{config:?}");
-        assert!(!printed.contains("hush") && !printed.contains("0123456789abcdef"), "{printed}");
-    }
-
-    #[test]
-    fn a_primary_without_a_log_is_refused() {
-        let found = mistakes(&format!("primary = true\n{REGION}"));
-        for key in ["log_database:", "relay:", "primary_region:"] {
-            assert!(found.contains(key), "{found}");
-        }
-    }
-
-    #[test]
-    fn weak_secrets_and_wrong_policies_are_refused() {
-        let weak = REGION.replace("0123456789abcdef0123456789abcdef", "short");
-        assert!(mistakes(&weak).contains("token: key 1"));
-        let wrong = REGION.replace("wait;ms=250, forward", "hope");
-        assert!(mistakes(&wrong).contains("views.order-detail.policy:"));
-        let open =
-            REGION.replace("admin.address = \"127.0.0.1:0\"", "admin.address = \"0.0.0.0:1\"");
-        assert!(mistakes(&open).contains("admin.credential:"));
     }
 }

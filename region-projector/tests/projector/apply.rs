@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use consistency::{AggregateId, Name, PartitionCount};
 use process::config::Period;
+use region_projector::{Projector, StartError};
+use tokio::time::timeout;
 
 use crate::tally::{domain, domain_of, domain_with_totals};
-use crate::world::{World, eventually, stop, tallies};
+use crate::world::{DEADLINE, World, eventually, stop, tallies};
 
 fn hint(id: &str) -> u64 {
     AggregateId::new(Name::new("tally").unwrap(), id).unwrap().key().hint()
@@ -131,6 +133,11 @@ async fn a_rollup_adds_every_event_once_also_after_a_restart() {
     stop(projector).await;
 }
 
+/// Why a projector ends by itself.
+async fn refusal(projector: Projector) -> StartError {
+    timeout(DEADLINE, projector.join()).await.expect("it ends in time").unwrap_err()
+}
+
 #[tokio::test]
 async fn a_binary_without_an_active_version_does_not_start() {
     let world = World::start().await;
@@ -138,7 +145,7 @@ async fn a_binary_without_an_active_version_does_not_start() {
     world.stored(world.add("a", 1).await).await;
     stop(projector).await;
     let newer = world.projector(domain_of(2)).await;
-    let error = newer.join().await.unwrap_err();
+    let error = refusal(newer).await;
     assert!(error.to_string().contains("tallies v1 is active"), "{error}");
 }
 
@@ -151,7 +158,7 @@ async fn read_models_are_never_continued_from_another_log() {
     let mut config = world.config();
     config.log.id = uuid::Uuid::from_u128(8);
     let other = world.try_projector(config, domain()).await.unwrap();
-    let error = other.join().await.unwrap_err();
+    let error = refusal(other).await;
     assert!(error.to_string().contains("belongs to log"), "{error}");
 }
 

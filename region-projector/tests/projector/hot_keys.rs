@@ -1,6 +1,5 @@
 //! One aggregate that takes half of all events.
 
-use consistency::PartitionCount;
 use serde_json::Value;
 
 use crate::tally::domain;
@@ -35,34 +34,46 @@ async fn a_projector_keeps_up_with_an_aggregate_that_takes_half_of_all_events() 
     stop(projector).await;
 }
 
+/// Fails a statement that moves a state by more than a hundred versions.
+const A_HUNDRED_AT_ONCE: &str = "
+    create function a_hundred_at_once() returns trigger language plpgsql as $$
+    begin
+        if new.version - (case tg_op when 'UPDATE' then old.version else 0 end) > 100 then
+            raise exception 'canceling statement' using errcode = '57014';
+        end if;
+        return null;
+    end $$;
+    create trigger a_hundred_at_once after insert or update on tallies_v1_state
+    for each row execute function a_hundred_at_once();";
+
 #[tokio::test]
 async fn a_backlog_of_one_aggregate_is_applied_in_bounded_batches() {
     let world = World::start().await;
-    for _ in 0..EVENT_COUNT {
-        world.log.append("hot", "Added", r#"{"n":1}"#);
-    }
-    for event in world.log.events() {
-        world.publish(&event).await;
-    }
     let mut config = world.config();
     config.apply.batch_events_max = BATCH_EVENTS;
+    config.apply.queue_chunks_max = EVENT_COUNT;
     let projector = world.try_projector(config, domain()).await.unwrap();
-    let hot = PartitionCount::new(4).unwrap().partition_of("hot");
-    // The transaction that wrote a state is known by the version that it left.
-    let mut seen = Vec::new();
-    eventually("all is applied", async || {
-        let version = "select coalesce(max(version), 0) from tallies_v1_state";
-        let version: Result<i64, _> = sqlx::query_scalar(version).fetch_one(&world.pool).await;
-        seen.push(version.unwrap_or(0));
-        seen.last() == Some(&(EVENT_COUNT as i64))
+    world.stored(world.add("hot", 1).await).await;
+    sqlx::raw_sql(A_HUNDRED_AT_ONCE).execute(&world.pool).await.unwrap();
+    // All of it waits for one partition.
+    let mut lock = world.pool.begin().await.unwrap();
+    let states = "lock table tallies_v1_state in access exclusive mode";
+    sqlx::query(states).execute(&mut *lock).await.unwrap();
+    let mut last = consistency::Position::ZERO;
+    for _ in 0..EVENT_COUNT {
+        last = world.add("hot", 1).await;
+    }
+    eventually("the other partitions have read it all", async || {
+        let lags = projector.status().lags(region_projector::status::now());
+        lags.iter().filter(|lag| lag.reached.watermark == last).count() == 3
     })
     .await;
-    let batches = projector.metrics().render();
-    let batches = batches.lines().find_map(|line| {
-        line.strip_prefix("tidemark_projection_batch_duration_seconds_count")?.rsplit(' ').next()
-    });
-    let batches: usize = batches.unwrap().parse().unwrap();
-    // A batch takes what fits and the chunk that it began with: one page of a hundred more at most.
-    assert!(EVENT_COUNT / (2 * BATCH_EVENTS) <= batches, "{batches} batches in partition {hot}");
+    lock.rollback().await.unwrap();
+    world.stored(last).await;
+    let all = EVENT_COUNT as i64 + 1;
+    assert_eq!(world.tally("hot").await, Some((all, all)));
+    let retries = projector.metrics().render();
+    let retries = retries.lines().find(|line| line.starts_with("tidemark_projection_retries"));
+    assert!(retries.is_none_or(|line| line.ends_with(" 0")), "{retries:?}: one was too large");
     stop(projector).await;
 }

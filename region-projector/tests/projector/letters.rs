@@ -250,6 +250,31 @@ async fn a_sum_that_overflows_loses_nothing_of_an_aggregate_that_is_poison_as_we
 }
 
 #[tokio::test]
+async fn a_retry_whose_sum_overflows_stops_at_the_event_that_is_too_much() {
+    let world = World::start().await;
+    let projector = world.projector(domain_with_totals()).await;
+    eventually("the tables are there", async || projector.readiness().is_ready()).await;
+    let first = world.add("a", 13).await;
+    world.add("a", i64::MAX).await;
+    let too_much = world.add("a", 1).await;
+    world.add("a", 13).await;
+    let letters = "select count(*) from dead_letter where projection = 'totals'";
+    eventually("all of them wait", async || world.count(letters).await == 4).await;
+    discard(&world, "totals", "a", first).await.unwrap();
+    // What comes after the sum that is too large is poison as well.
+    let (domain, config) = (domain_with_totals(), world.config().apply);
+    let totals = of(&domain, "totals");
+    let retried =
+        dead_letters::retry(&world.pool, totals, &aggregate("a"), &config, &Actor::new("ada"))
+            .await
+            .unwrap();
+    assert_eq!((retried.applied_count, retried.stopped.unwrap().position), (1, too_much));
+    let total = "select sum(total)::bigint from totals_v1_total";
+    assert_eq!(world.count(total).await, i64::MAX);
+    stop(projector).await;
+}
+
+#[tokio::test]
 async fn the_parked_are_read_under_the_lock_that_the_commit_holds() {
     let world = World::start().await;
     let projector = world.projector(domain()).await;

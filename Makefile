@@ -13,6 +13,8 @@ ONLY ?=
 PAIRS ?= 7
 # Events of the backlog that `project_documents` works off.
 PROJECT_EVENTS ?= 100000
+# Events of the log that `rebuild` reads; EVENTS=10000000 PAIRS=1 is the full one.
+EVENTS ?= 500000
 CHECK ?=
 # `make api-test API_SEED=7` for the requests of another run.
 API_SEED ?= 1
@@ -50,7 +52,7 @@ bench: bench-setup ## Speed against baselines in the same run, as a table and ta
 	SQLX_OFFLINE=true cargo build --locked --release --bins \
 		--package gateway --package region-projector --package loadtest
 	target/release/bench --pairs $(PAIRS) --project-events $(PROJECT_EVENTS) \
-		$(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
+		--rebuild-events $(EVENTS) $(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
 
 bench-setup:
 	@compose/setup.sh $(if $(if $(ONLY),$(findstring proxy_pass,$(ONLY)),all),nginx)

@@ -51,6 +51,9 @@ pub struct Plan {
     /// Events of the backlog of `project_documents`.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(50_000..))]
     project_events: u64,
+    /// Events of the log of `rebuild`; ten million is the full one.
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(50_000..))]
+    rebuild_events: u64,
 }
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -5,6 +5,7 @@ mod crowd;
 mod project;
 mod proxy;
 mod reads;
+mod rebuild;
 mod relay;
 mod round_trip;
 mod wake;
@@ -34,6 +35,8 @@ pub enum Row {
     Relay,
     /// The projector against a loop that only writes.
     ProjectDocuments,
+    /// A rebuild with indexes, checksums and switch against the projector.
+    Rebuild,
     /// From a commit to the answer of who waited for it.
     WaitWake,
     /// Write and read across an ocean against an echo.
@@ -45,7 +48,7 @@ pub enum Row {
 
 impl Row {
     /// In the order of the table.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::FreshReadCached,
         Self::FreshReadDb,
         Self::FreshReadGathered,
@@ -54,6 +57,7 @@ impl Row {
         Self::AppendLatency,
         Self::Relay,
         Self::ProjectDocuments,
+        Self::Rebuild,
         Self::WaitWake,
         Self::RywEndToEnd,
         Self::Waiters20k,
@@ -70,6 +74,7 @@ impl Row {
             Self::AppendLatency => append::LATENCY,
             Self::Relay => relay::NAME,
             Self::ProjectDocuments => project::NAME,
+            Self::Rebuild => rebuild::NAME,
             Self::WaitWake => wake::NAME,
             Self::RywEndToEnd => round_trip::NAME,
             Self::Waiters20k => crowd::NAME,
@@ -88,6 +93,7 @@ impl Row {
                 Self::AppendLatency => append::latency(plan).await,
                 Self::Relay => relay::measure(plan).await,
                 Self::ProjectDocuments => project::measure(plan).await,
+                Self::Rebuild => rebuild::measure(plan).await,
                 Self::WaitWake => wake::measure(plan).await,
                 Self::RywEndToEnd => round_trip::measure(plan).await,
                 Self::Waiters20k => crowd::measure(plan).await,
@@ -108,7 +114,9 @@ impl Row {
             | Self::AppendLatency
             | Self::WaitWake
             | Self::Waiters20k => Builder::new_current_thread(),
-            Self::Relay | Self::ProjectDocuments | Self::RywEndToEnd => Builder::new_multi_thread(),
+            Self::Relay | Self::ProjectDocuments | Self::Rebuild | Self::RywEndToEnd => {
+                Builder::new_multi_thread()
+            }
         };
         builder.enable_all().build()
     }

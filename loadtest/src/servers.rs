@@ -177,7 +177,7 @@ fn service(
 }
 
 /// A program that was built together with this one.
-fn binary(name: &str) -> anyhow::Result<std::path::PathBuf> {
+pub fn binary(name: &str) -> anyhow::Result<std::path::PathBuf> {
     let own = std::env::current_exe()?;
     let path = own.parent().unwrap_or(Path::new(".")).join(name);
     anyhow::ensure!(path.is_file(), "{} is not there: use `make bench`", path.display());

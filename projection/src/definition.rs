@@ -147,7 +147,8 @@ impl Projection {
         self.column(column, Combine::Max)
     }
 
-    /// How many partitions share the work; 8 unless set. Another number needs another version.
+    /// How many partitions share the work; 8 unless set. Another number counts from the next rebuild
+    /// on: a version keeps the one that it was made with.
     pub fn partitions(mut self, count: u16) -> Self {
         self.partition_count = count;
         self

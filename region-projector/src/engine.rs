@@ -120,7 +120,7 @@ enum TurnError {
     Newer { found: Epoch },
     #[error(
         "events up to {stored} are applied, but epoch {epoch} kept nothing above {kept} of that epoch: \
-         the read models hold what the log lost. Empty the region's database and start again"
+         the read models hold what the log lost. Rebuild the projection, and switch to what is built"
     )]
     Beyond { epoch: Epoch, stored: LogPosition, kept: Position },
 }

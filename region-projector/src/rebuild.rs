@@ -49,6 +49,8 @@ use progress::Progress;
 pub use config::RebuildConfig;
 
 const NAME: &str = "region-projector-rebuild";
+/// Partitions that store at the same time at most; the others wait for a connection.
+const WRITERS_MAX: usize = 16;
 
 /// Why nothing, or not everything, was built. What was built stays, and running it again goes on there.
 #[derive(Debug, thiserror::Error)]
@@ -207,7 +209,7 @@ pub async fn rebuild(
     let partition_count_max = domain.stored().map(|known| known.partition_count().get()).max();
     let writers =
         usize::from(partition_count_max.unwrap_or(1).max(request.partitions.unwrap_or(1)));
-    let connections_max = 4 + writers.max(2 * limits.workers_max);
+    let connections_max = 4 + writers.min(WRITERS_MAX).max(2 * limits.workers_max);
     let database = PostgresConfig {
         connections_max: u32::try_from(connections_max).unwrap_or(u32::MAX),
         statement_timeout: limits.statement_timeout,

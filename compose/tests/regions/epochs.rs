@@ -7,7 +7,6 @@ use compose::demo::caller::Caller;
 use compose::local::Stack;
 use compose::nats::event_link;
 use compose::process::{Program, run};
-use compose::tools;
 use serde_json::Value;
 
 use crate::stack::{EUROPE, add_item, assert_local, caller, place, settled, start};
@@ -29,12 +28,21 @@ fn as_written(line: &str, replaced: &[(&str, &str)]) -> Vec<String> {
 }
 
 /// Beside this test, or above it.
-fn gateway() -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    own.ancestors().nth(2).unwrap().join("gateway")
+    own.ancestors().nth(2).unwrap().join(name)
 }
 
-async fn runs(stack: &Stack, program: PathBuf, words: &[String]) -> String {
+/// The projections that a region's projector keeps.
+async fn projections_of(stack: &Stack, config: &str) -> Vec<String> {
+    let words = ["region-projector", "--config", config, "versions", "--json"];
+    let listed = runs(stack, program("region-projector"), &words.map(str::to_owned)).await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let versions = listed["versions"].as_array().unwrap().iter();
+    versions.map(|version| version["projection"].as_str().unwrap().to_owned()).collect()
+}
+
+pub async fn runs(stack: &Stack, program: PathBuf, words: &[String]) -> String {
     let log = stack.addresses().folder.join("operator.log");
     run(Program::new(&words[0], program, log).args(&words[1..])).await.unwrap()
 }
@@ -97,6 +105,32 @@ async fn lose_a_write(stack: &mut Stack, europe: &mut Caller, asia: &mut Caller)
     (path, kept)
 }
 
+/// The runbook, step 4: everything that a region keeps is built anew.
+async fn rebuild_all(stack: &Stack, region: &str) {
+    let config = stack.addresses().folder.join(region).join("region-projector.toml");
+    let config = config.to_str().unwrap();
+    let own = |line: &str, projection: &str| {
+        as_written(line, &[("projector.toml", config), ("orders", projection)])
+    };
+    let projections = projections_of(stack, config).await;
+    assert!(projections.contains(&"orders".to_owned()), "{projections:?}");
+    for projection in &projections {
+        for line in [
+            "region-projector --config projector.toml rebuild orders",
+            "region-projector --config projector.toml switch orders",
+        ] {
+            runs(stack, program("region-projector"), &own(line, projection)).await;
+        }
+    }
+    let prune = "region-projector --config projector.toml prune --yes";
+    runs(stack, program("region-projector"), &own(prune, "")).await;
+    let projector = stack.region(region).unwrap().projector.admin_url();
+    eventually("the region's projector is well", async || {
+        reqwest::get(format!("{projector}/readyz")).await.is_ok_and(|it| it.status() == 200)
+    })
+    .await;
+}
+
 /// Europe has applied nothing of what is lost; Asia has.
 #[tokio::test]
 async fn a_primary_restored_from_a_backup_goes_on_by_the_runbook() {
@@ -114,12 +148,13 @@ async fn a_primary_restored_from_a_backup_goes_on_by_the_runbook() {
     let config = stack.addresses().folder.join(PRIMARY).join("gateway.toml");
     let config = config.to_str().unwrap();
     let list = "gateway --config gateway.toml epoch list";
-    let listed = runs(&stack, gateway(), &as_written(list, &[("gateway.toml", config)])).await;
+    let listed =
+        runs(&stack, program("gateway"), &as_written(list, &[("gateway.toml", config)])).await;
     assert!(listed.contains(&format!("epoch open --after {kept}\n")), "{listed}");
     let open = "gateway --config gateway.toml epoch open --after 1042";
     let kept = kept.to_string();
     let open = as_written(open, &[("gateway.toml", config), ("1042", &kept)]);
-    let opened = runs(&stack, gateway(), &open).await;
+    let opened = runs(&stack, program("gateway"), &open).await;
     assert!(opened.contains("epoch 2 is open"), "{opened}");
 
     // Europe follows without a restart, and so do its callers.
@@ -152,20 +187,10 @@ async fn a_primary_restored_from_a_backup_goes_on_by_the_runbook() {
     let mut at_primary = caller(&stack, PRIMARY);
     at_primary.adopt(&fresh);
     assert_local(&settled(&mut at_primary, &path, PATIENCE).await, 2);
-    tells(&stack, ASIA, "Empty the region's database and start again").await;
+    tells(&stack, ASIA, "Rebuild the projection, and switch to what is built").await;
     let forwarded = asia.stranger().get(&path, "wait;ms=50, forward").await.unwrap();
     assert_eq!((forwarded.word(), forwarded.version()), ("forwarded", Some(2)), "{forwarded:?}");
-    stack.region_mut(ASIA).unwrap().projector.stop().await.unwrap();
-    let port = stack.region(ASIA).unwrap().postgres.port().to_string();
-    for (tool, line) in
-        [("dropdb", "dropdb --force tidemark_region"), ("createdb", "createdb tidemark_region")]
-    {
-        let mut words = as_written(line, &[]);
-        let server = ["--host=127.0.0.1", "--username=postgres", "--port", &port];
-        words.extend(server.map(str::to_owned));
-        runs(&stack, tools::postgres_bin().unwrap().join(tool), &words).await;
-    }
-    stack.region_mut(ASIA).unwrap().projector.start_again().unwrap();
+    rebuild_all(&stack, ASIA).await;
     let mut again = caller(&stack, ASIA);
     again.adopt(&fresh);
     assert_local(&settled(&mut again, &path, PATIENCE).await, 2);

@@ -6,6 +6,7 @@ mod currency;
 mod epochs;
 mod operating;
 mod readme;
+mod replay;
 mod stack;
 mod topology;
 mod trace;

@@ -30,6 +30,7 @@ mod search;
 mod shop;
 mod tls;
 mod tokens;
+mod versions;
 mod waiting;
 mod world;
 mod writers;

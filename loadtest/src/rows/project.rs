@@ -41,12 +41,15 @@ const PARTITION_COUNT: u16 = 8;
 pub async fn measure(plan: Plan) -> anyhow::Result<Vec<Line>> {
     let world = World::start(plan.project_events).await?;
     let pairs = interleave(plan.pairs, async |side| {
-        let database = world.fresh_database().await?;
+        let database = fresh_database(&world.postgres, &world.domain, &world.secrets).await?;
         let elapsed = match side {
-            Side::Ours => world.project(&database).await?,
+            Side::Ours => {
+                let settings = settings(&world.nats, &world.secrets, &database)?;
+                project(&settings, &world.domain, world.head).await?
+            }
             Side::Baseline => world.write(&database).await?,
         };
-        world.drop_database(&database).await?;
+        drop_database(&world.postgres, &database).await?;
         Ok(Sample::plain(plan.project_events as f64 / elapsed.as_secs_f64()))
     });
     let line = pairs.await?.into_line(NAME, "events/s", Goal::RatioMin(0.7));
@@ -56,13 +59,88 @@ pub async fn measure(plan: Plan) -> anyhow::Result<Vec<Line>> {
 }
 
 /// Orders and their views, as in the worked example; its rollups are not part of this row.
-fn domain() -> anyhow::Result<Domain> {
+pub(super) fn domain() -> anyhow::Result<Domain> {
     let orders = Projection::document("orders", 1, "order", orders::Orders)
         .row("order-detail")
         .list("orders-by-customer")
         .list("orders-by-status")
         .partitions(PARTITION_COUNT);
     Ok(Domain::builder().aggregate("order", orders::Orders).projection(orders).build()?)
+}
+
+/// The URL of an empty read model.
+pub(super) async fn fresh_database(
+    postgres: &Cluster,
+    domain: &Domain,
+    secrets: &SharedSecrets,
+) -> anyhow::Result<String> {
+    let name = format!("bench_{}", uuid::Uuid::new_v4().simple());
+    let url = postgres.create_database(&name).await?;
+    let pool = servers::pool(&url).await?;
+    region_projector::start::prepare(&pool, domain, secrets.log_id).await?;
+    // What the last run left to be written is not for this one to pay.
+    sqlx::query("checkpoint").execute(&pool).await?;
+    pool.close().await;
+    Ok(url)
+}
+
+/// Makes room for the next.
+pub(super) async fn drop_database(postgres: &Cluster, url: &str) -> anyhow::Result<()> {
+    let (_, name) = url.rsplit_once('/').context("a url ends with its database")?;
+    let mut connection = PgConnection::connect(&postgres.url("postgres")).await?;
+    let drop = AssertSqlSafe(format!("drop database {name} with (force)"));
+    sqlx::query(drop).execute(&mut connection).await?;
+    Ok(())
+}
+
+/// The configuration of a projector over a read model.
+pub(super) fn settings(
+    nats: &Server,
+    secrets: &SharedSecrets,
+    database: &str,
+) -> anyhow::Result<ProjectorSettings> {
+    Ok(ProjectorSettings {
+        region: PRIMARY.into(),
+        primary: PRIMARY.into(),
+        admin: format!("127.0.0.1:{}", ports::free()?),
+        database_url: database.to_owned(),
+        nats: NatsUser::new(nats.url(), nats.credentials(User::Projector)),
+        // Asked for older epochs only, of which there are none.
+        primary_url: "http://127.0.0.1:9".to_owned(),
+        secrets: secrets.clone(),
+    })
+}
+
+/// Runs a projector until it has applied everything up to `head`.
+pub(super) async fn project(
+    settings: &ProjectorSettings,
+    domain: &Domain,
+    head: Position,
+) -> anyhow::Result<Duration> {
+    let config: ProjectorConfig =
+        process::config::load_from(settings.to_string().parse()?, "PROJECTOR", [])?;
+    let began = Instant::now();
+    let stop = CancellationToken::new();
+    let projector = Projector::start(config, domain.clone(), stop).await?;
+    // Ten thousand events a second is what a slow disk does.
+    let patience = 10 * PATIENCE + Duration::from_millis(head.get() / 10);
+    timeout(patience, caught_up(&projector, head)).await.context("takes too long")?;
+    let elapsed = began.elapsed();
+    projector.stop();
+    projector.join().await?;
+    Ok(elapsed)
+}
+
+/// Every partition has committed or read past everything.
+async fn caught_up(projector: &Projector, head: Position) {
+    loop {
+        let lags = projector.status().lags(status::now());
+        let there = lags.iter().filter(|lag| lag.reached.watermark == head).count();
+        if there == usize::from(PARTITION_COUNT) {
+            return;
+        }
+        sleep(LOOK).await;
+    }
 }
 
 struct World {
@@ -88,62 +166,6 @@ impl World {
         let batches = fold(&domain.projections()[0], &events)?;
         stream::publish(&operator, events.into_iter().map(Message::of)).await?;
         Ok(Self { domain, secrets: servers::secrets(), head, batches, postgres, nats })
-    }
-
-    /// The URL of an empty read model.
-    async fn fresh_database(&self) -> anyhow::Result<String> {
-        let name = format!("bench_{}", uuid::Uuid::new_v4().simple());
-        let url = self.postgres.create_database(&name).await?;
-        let pool = servers::pool(&url).await?;
-        region_projector::start::prepare(&pool, &self.domain, self.secrets.log_id).await?;
-        // What the last run left to be written is not for this one to pay.
-        sqlx::query("checkpoint").execute(&pool).await?;
-        pool.close().await;
-        Ok(url)
-    }
-
-    async fn drop_database(&self, url: &str) -> anyhow::Result<()> {
-        let (_, name) = url.rsplit_once('/').context("a url ends with its database")?;
-        let mut connection = PgConnection::connect(&self.postgres.url("postgres")).await?;
-        let drop = AssertSqlSafe(format!("drop database {name} with (force)"));
-        sqlx::query(drop).execute(&mut connection).await?;
-        Ok(())
-    }
-
-    async fn project(&self, database: &str) -> anyhow::Result<Duration> {
-        let admin = format!("127.0.0.1:{}", ports::free()?);
-        let settings = ProjectorSettings {
-            region: PRIMARY.into(),
-            primary: PRIMARY.into(),
-            admin,
-            database_url: database.to_owned(),
-            nats: NatsUser::new(self.nats.url(), self.nats.credentials(User::Projector)),
-            // Asked for older epochs only, of which there are none.
-            primary_url: "http://127.0.0.1:9".to_owned(),
-            secrets: self.secrets.clone(),
-        };
-        let toml = settings.to_string().parse()?;
-        let config: ProjectorConfig = process::config::load_from(toml, "PROJECTOR", [])?;
-        let began = Instant::now();
-        let stop = CancellationToken::new();
-        let projector = Projector::start(config, self.domain.clone(), stop).await?;
-        timeout(10 * PATIENCE, self.caught_up(&projector)).await.context("takes too long")?;
-        let elapsed = began.elapsed();
-        projector.stop();
-        projector.join().await?;
-        Ok(elapsed)
-    }
-
-    /// Every partition has committed or read past everything.
-    async fn caught_up(&self, projector: &Projector) {
-        loop {
-            let lags = projector.status().lags(status::now());
-            let there = lags.iter().filter(|lag| lag.reached.watermark == self.head).count();
-            if there == usize::from(PARTITION_COUNT) {
-                return;
-            }
-            sleep(LOOK).await;
-        }
     }
 
     async fn write(&self, database: &str) -> anyhow::Result<Duration> {

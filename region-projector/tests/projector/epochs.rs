@@ -130,7 +130,7 @@ async fn a_region_that_applied_what_was_lost_stops_and_says_what_to_do() {
         let told = troubles(&projector);
         !projector.readiness().is_ready()
             && told.contains("events up to 1.2 are applied, but epoch 2 kept nothing above 1")
-            && told.contains("Empty the region's database and start again")
+            && told.contains("Rebuild the projection, and switch to what is built")
     })
     .await;
     world.add("a", 1).await;

@@ -60,8 +60,9 @@ struct Line {
     /// Its stored checkpoint.
     position: i64,
     lag_positions: i64,
-    /// Since when the newest stored event was committed, by two clocks; zero when nothing is missing.
-    lag_seconds: f64,
+    /// Since when the newest stored event was committed, by two clocks; zero when nothing is missing, and
+    /// nothing before the first is stored.
+    lag_seconds: Option<f64>,
     /// Positions a second.
     rate: f64,
     parked_count: i64,
@@ -105,7 +106,7 @@ pub async fn status(
             line.owner.as_deref().unwrap_or("-"),
             &line.position.to_string(),
             &line.lag_positions.to_string(),
-            &format!("{:.1}", line.lag_seconds),
+            &line.lag_seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.1}")),
             &format!("{:.0}", line.rate),
             &line.parked_count.to_string(),
             &line.state(),
@@ -149,7 +150,7 @@ async fn lines(pool: &PgPool, command: &StatusCommand) -> Result<(Head, Vec<Line
 fn line(seen: Seen, head: Head, rate: f64) -> Line {
     let newest = head.filter(|(epoch, _)| *epoch == seen.epoch).map(|(_, position)| position);
     let lag_positions = newest.map_or(0, |newest| (newest - seen.position).max(0));
-    let lag_seconds = if lag_positions == 0 { 0.0 } else { seen.age_seconds.unwrap_or(0.0) };
+    let lag_seconds = if lag_positions == 0 { Some(0.0) } else { seen.age_seconds };
     let owner = seen.owner.map(|owner| match seen.is_expired {
         Some(true) => format!("{owner} (expired)"),
         Some(false) | None => owner,
@@ -163,7 +164,7 @@ fn line(seen: Seen, head: Head, rate: f64) -> Line {
         epoch: seen.epoch,
         position: seen.position,
         lag_positions,
-        lag_seconds: lag_seconds.max(0.0),
+        lag_seconds: lag_seconds.map(|seconds| seconds.max(0.0)),
         rate: rate.max(0.0),
         parked_count: seen.parked_count,
         paused: seen.is_paused,

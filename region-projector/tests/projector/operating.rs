@@ -151,6 +151,27 @@ async fn status_shows_a_lag_while_a_projection_is_paused() {
     process.leave().await;
 }
 
+#[tokio::test]
+async fn a_partition_that_has_stored_nothing_does_not_know_how_late_it_is() {
+    let world = World::start().await;
+    let process = world.process("tide-1", 600, &[]);
+    world.split_is(&[("tide-1", 8)]).await;
+    world.told(&["pause", "products"]).await;
+    eventually("it has stopped", async || {
+        process.readiness().await.contains("paused by an operator")
+    })
+    .await;
+    world.orders_stored(world.place(1).await).await;
+    let status = world.told_json(&["status", "products", "--sample-ms", "10"]).await;
+    let partition = &status["partitions"][0];
+    assert_eq!((&partition["position"], &partition["lag_positions"]), (&0.into(), &1.into()));
+    assert_eq!(partition["lag_seconds"], Value::Null);
+    let table = world.told(&["status", "products", "--sample-ms", "10"]).await;
+    let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[4..7], ["0", "1", "-"], "{table}");
+    process.leave().await;
+}
+
 /// What it held of the order is lost, and the log cannot be asked in time.
 async fn park_for_a_gap(world: &World) {
     let mut config = world.config();

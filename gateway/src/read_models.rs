@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use consistency::{AggregateId, Epoch, EpochHistory, LogPosition, Name, Position};
 use projection::{
-    ColumnError, Domain, ProjectionDefinition,
+    ColumnError, Domain, ProjectionDefinition, ViewDefinition,
     sql::{
         ListAnswer, ListColumns, RollupAnswer, RollupColumns, RowAnswer, RowColumns, ViewStatements,
     },
@@ -306,6 +306,7 @@ impl ReadModels {
                 (moment, false, self.look_alone(definition, view, ask.question).await?)
             }
         };
+        let found = found.complete(&definition.views()[view]);
         Ok(Snapshot { definition: Arc::clone(definition), moment, is_late, found })
     }
 
@@ -474,6 +475,29 @@ impl Found {
             Self::Row(row) => row.active_version,
             Self::List(list) => list.snapshot.active_version,
             Self::Rollup(rollup) => rollup.snapshot.active_version,
+        }
+    }
+
+    /// With the fields that the view has got since some of the rows were written.
+    fn complete(self, view: &ViewDefinition) -> Self {
+        if view.later_fields().is_empty() {
+            return self;
+        }
+        match self {
+            Self::Row(shared) => {
+                let mut answer = RowAnswer::clone(&shared);
+                if let Some(row) = &mut answer.row {
+                    row.data = view.complete(std::mem::take(&mut row.data));
+                }
+                Self::Row(Arc::new(answer))
+            }
+            Self::List(mut list) => {
+                for item in &mut list.items {
+                    item.data = view.complete(std::mem::take(&mut item.data));
+                }
+                Self::List(list)
+            }
+            Self::Rollup(rollup) => Self::Rollup(rollup),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::document::ErasedDocument;
 use crate::fold::TypedFold;
 use crate::rollup::{Column, Combine, ErasedRollup, TypedRollup, TypedSummary};
 use crate::sql::{IDENTIFIER_BYTES_MAX, Statements};
+use crate::view::{LaterField, LaterValue};
 use crate::{
     Custom, CustomDefinition, CustomTable, Document, DocumentDefinition, DomainError, Rollup,
     RollupDefinition, SearchFields, Summary, Upcasters, ViewDefinition, ViewKind,
@@ -36,6 +37,7 @@ pub struct Projection {
     partition_count: u16,
     partition_strategy: PartitionStrategy,
     views: Vec<(String, ViewKind)>,
+    later: Vec<(String, LaterField)>,
     is_on_demand: bool,
     rules: Rules,
     mistakes: Vec<String>,
@@ -93,6 +95,7 @@ impl Projection {
             partition_count: PARTITION_COUNT,
             partition_strategy: by_id,
             views: Vec::new(),
+            later: Vec::new(),
             is_on_demand: false,
             rules,
             mistakes: Vec::new(),
@@ -135,6 +138,14 @@ impl Projection {
             self.mistakes.push(format!("{view} has no words to be found by"));
         }
         self.document_view(view, ViewKind::Search(fields))
+    }
+
+    /// A field that the rows of a view have got since this definition was first used: the same rules, one
+    /// field more, the last of the row's. Until older rows are filled in (`backfill`), readers get what
+    /// `value` makes of what they say. It must be what the document makes of the state, to the byte.
+    pub fn later(mut self, view: &str, field: &'static str, value: LaterValue) -> Self {
+        self.later.push((view.to_owned(), LaterField { name: field, value }));
+        self
     }
 
     /// A column of a rollup that adds its deltas up.
@@ -190,6 +201,7 @@ impl Projection {
     pub fn build(self) -> Result<ProjectionDefinition, DomainError> {
         let said = format!("projection {}", self.name);
         let mut mistakes = self.mistakes;
+        check_later(&self.later, &self.views, &mut mistakes);
         let mut named = |what: &str, name: String| match Name::new(name.as_str()) {
             Ok(name) => Some(name),
             Err(error) => {
@@ -199,9 +211,11 @@ impl Projection {
         };
         let name = named("name", self.name);
         let aggregate_type = named("aggregate type", self.aggregate_type);
-        let views: Vec<ViewDefinition> = (self.views.into_iter())
-            .filter_map(|(view, kind)| Some(ViewDefinition::new(named("view", view)?, kind)))
-            .collect();
+        let views = self.views.into_iter().filter_map(|(view, kind)| {
+            let later = later_of(&self.later, &view);
+            Some(ViewDefinition::new(named("view", view)?, kind, later))
+        });
+        let views: Vec<ViewDefinition> = views.collect();
         let partition_count = PartitionCount::new(self.partition_count);
         if partition_count.is_none() {
             mistakes.push(format!("{} partitions", self.partition_count));
@@ -214,11 +228,8 @@ impl Projection {
             Rules::Document(_) | Rules::Custom(_) => {}
             Rules::Rollup(_, columns) => check_columns(columns, &mut mistakes),
         }
-        if self.is_on_demand && !views.iter().all(|view| view.kind() == ViewKind::Row) {
-            mistakes.push("only rows can be made on demand".to_owned());
-        }
-        if self.is_on_demand && views.is_empty() {
-            mistakes.push("nothing to be made on demand".to_owned());
+        if self.is_on_demand {
+            check_on_demand(&views, &mut mistakes);
         }
         let (Some(name), Some(aggregate_type), Some(partition_count), true) =
             (name, aggregate_type, partition_count, mistakes.is_empty())
@@ -266,6 +277,41 @@ fn is_plain(name: &str) -> bool {
     characters.next().is_some_and(|c| c.is_ascii_lowercase())
         && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
         && name.len() <= IDENTIFIER_BYTES_MAX
+}
+
+fn check_on_demand(views: &[ViewDefinition], mistakes: &mut Vec<String>) {
+    if !views.iter().all(|view| view.kind() == ViewKind::Row) {
+        mistakes.push("only rows can be made on demand".to_owned());
+    }
+    if views.is_empty() {
+        mistakes.push("nothing to be made on demand".to_owned());
+    }
+}
+
+fn later_of(later: &[(String, LaterField)], view: &str) -> Arc<[LaterField]> {
+    later.iter().filter(|(of, _)| *of == view).map(|(_, field)| field.clone()).collect()
+}
+
+/// Fields are added to rows, and are looked for by name in statements.
+fn check_later(
+    later: &[(String, LaterField)],
+    views: &[(String, ViewKind)],
+    mistakes: &mut Vec<String>,
+) {
+    let mut seen = BTreeSet::new();
+    for (view, LaterField { name, .. }) in later {
+        let kind = views.iter().find(|(known, _)| known == view).map(|(_, kind)| kind);
+        match kind {
+            Some(ViewKind::Row | ViewKind::List | ViewKind::Search(_)) => {}
+            Some(ViewKind::Rollup) | None => {
+                mistakes.push(format!("no view of rows {view} that could get a field {name}"));
+            }
+        }
+        if !is_plain(name) || !seen.insert((view, name)) {
+            mistakes
+                .push(format!("field {name:?} of {view} is there twice or is not a plain name"));
+        }
+    }
 }
 
 /// A column's name becomes an identifier beside those that every rollup has.

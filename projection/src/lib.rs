@@ -88,4 +88,4 @@ pub use rehearsal::{Rehearsal, RehearsalError};
 pub use rollup::{Counted, Delta, Deltas, Rollup, RollupChanges, RollupDefinition, Summary};
 pub use schema::{AggregateSchemas, SchemaOf, Schemas};
 pub use upcast::{Upcast, Upcasters};
-pub use view::{SearchFields, ViewDefinition, ViewKind};
+pub use view::{LaterField, LaterValue, SearchFields, ViewDefinition, ViewKind};

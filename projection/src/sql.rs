@@ -18,6 +18,7 @@
 //! which is one snapshot. A reader of a version that was dropped meets a missing table (SQLSTATE
 //! 42P01), and has to learn the active version again.
 
+mod backfill;
 mod copy;
 mod parity;
 pub mod bulk;
@@ -32,6 +33,7 @@ use consistency::Name;
 use crate::rollup::{Column, Combine};
 use crate::{ProjectionKind, RollupDefinition, ViewDefinition, ViewKind};
 
+pub use backfill::{BackfillStatements, LackingColumns};
 pub use copy::CopyTable;
 pub use parity::{ChecksumColumns, DifferenceColumns, ParityOf, ParityStatements, ParityTable};
 pub use read::{

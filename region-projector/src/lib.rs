@@ -14,6 +14,7 @@
 pub mod activity;
 pub mod announce;
 pub mod attempt;
+pub mod backfill;
 pub mod breaker;
 pub mod chain;
 pub mod checkpoint;

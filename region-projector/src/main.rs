@@ -10,9 +10,9 @@ use process::config::{EXIT_CODE, load};
 use process::{shutdown, telemetry};
 use projection::Domain;
 use region_projector::operator::{
-    self, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand, RebuildCommand, Report,
-    ResumeCommand, RollbackCommand, SnapshotCommand, StatusCommand, SwitchCommand, VerifyCommand,
-    VersionsCommand,
+    self, BackfillCommand, DeadLettersCommand, DropCommand, PauseCommand, PruneCommand,
+    RebuildCommand, Report, ResumeCommand, RollbackCommand, SnapshotCommand, StatusCommand,
+    SwitchCommand, VerifyCommand, VersionsCommand,
 };
 use region_projector::{Projector, ProjectorConfig};
 
@@ -53,6 +53,8 @@ enum Command {
     Drop(DropCommand),
     /// Drops versions that were read before, and tables that are of no version.
     Prune(PruneCommand),
+    /// Fills in what older rows lack of a view that has got a field.
+    Backfill(BackfillCommand),
     /// Copies a view with its checkpoints into a file, and takes it in elsewhere.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -95,6 +97,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Drop(command)) => report(&operator::drop_version(&config, &command).await?),
         Some(Command::Prune(command)) => {
             report(&operator::prune(&config, &domain()?, &command).await?)
+        }
+        Some(Command::Backfill(command)) => {
+            report(&Box::pin(operator::backfill(&config, &domain()?, &command)).await?)
         }
         Some(Command::Snapshot(command)) => {
             report(&Box::pin(operator::snapshot(&config, &domain()?, &command)).await?)

@@ -3,6 +3,7 @@
 //! None of it needs a running projector, and none of it is in the way of one: what changes anything
 //! takes the lock of a checkpoint and raises its fence.
 
+mod backfill;
 mod halt;
 mod rebuild;
 mod snapshot;
@@ -24,6 +25,7 @@ use sqlx::PgPool;
 use tokio::time::timeout;
 
 use crate::announce::Announcer;
+use crate::backfill::BackfillError;
 use crate::checkpoint::{Held, VersionKey};
 use crate::config::ProjectorConfig;
 use crate::dead_letters::{self, Actor, DeadLetterError, Decision, ParkedAggregate, Retried};
@@ -35,6 +37,7 @@ use crate::status::Status;
 use crate::switch::SwitchError;
 use crate::verify::VerifyError;
 use crate::versions::discard::DropError;
+pub use backfill::{BackfillCommand, backfill};
 pub use halt::{PauseCommand, ResumeCommand, pause, resume};
 pub use rebuild::{RebuildCommand, rebuild};
 pub use snapshot::{SnapshotCommand, snapshot};
@@ -169,6 +172,9 @@ pub enum OperatorError {
     /// A version stays.
     #[error("it is not dropped")]
     Drop(#[from] DropError),
+    /// Older rows.
+    #[error("rows still lack what their view has got later")]
+    Backfill(#[from] BackfillError),
     /// A snapshot.
     #[error("there is no snapshot")]
     Snapshot(#[from] SnapshotError),

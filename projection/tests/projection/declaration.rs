@@ -48,6 +48,19 @@ fn names_that_would_share_a_table_are_refused() {
 }
 
 #[test]
+fn a_later_field_is_of_a_view_with_rows_and_has_a_plain_name_of_its_own() {
+    let notes = || Projection::document("notes", 1, "note", Notes).row("note");
+    let value = |_: &serde_json::Map<String, Value>| Value::Null;
+    assert_eq!(mistakes(notes().later("note", "length", value)), Vec::<String>::new());
+    assert_eq!(mistakes(notes().later("unheard", "length", value)).len(), 1);
+    assert_eq!(mistakes(notes().later("note", "a' b", value)).len(), 1);
+    let twice = notes().later("note", "length", value).later("note", "length", value);
+    assert_eq!(mistakes(twice).len(), 1);
+    let count = Projection::rollup("count", 1, "note", "notes-written", NoteCount).sum("written");
+    assert_eq!(mistakes(count.later("notes-written", "mean", value)).len(), 1);
+}
+
+#[test]
 fn a_rollup_has_columns_with_plain_names_of_its_own() {
     let rollup = || Projection::rollup("count", 1, "note", "notes-written", NoteCount);
     assert_eq!(mistakes(rollup().sum("written").max("longest")), Vec::<String>::new());

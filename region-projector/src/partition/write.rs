@@ -28,12 +28,21 @@ pub async fn load<'a>(
     let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
     let kind = definition.aggregate_type().as_str();
     let parked = parking::parked(connection, key, kind, &ids).await?;
+    Ok(Known { states: load_states(connection, definition, ids).await?, parked })
+}
+
+/// The states of these aggregates.
+pub async fn load_states(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    ids: Vec<String>,
+) -> Result<HashMap<String, StoredState>, sqlx::Error> {
     let statement = AssertSqlSafe(definition.statements().load_states.clone());
     let rows: Vec<StateColumns> = sqlx::query_as(statement).bind(ids).fetch_all(connection).await?;
     let states = rows.into_iter().map(|columns| {
         StoredState::from_columns(columns).map_err(|error| sqlx::Error::Decode(Box::new(error)))
     });
-    Ok(Known { states: states.collect::<Result<HashMap<_, _>, _>>()?, parked })
+    states.collect()
 }
 
 /// Writes the plan. `false` when a state is not at the version that it was read at: then nothing of

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-pub const CREDENTIAL: &str = "between regions";
+pub const CREDENTIAL: &str = "between regions only";
 
 #[derive(Default)]
 struct Shared {

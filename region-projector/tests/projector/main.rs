@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test may fail loudly")]
 
 mod apply;
+mod backfilling;
 mod custom;
 mod deploy;
 mod epochs;

@@ -1,7 +1,7 @@
 //! Views compared with a fold of the log.
 
 use consistency::Position;
-use projection::Domain;
+use projection::{Domain, ProjectionDefinition};
 use region_projector::Projector;
 use region_projector::log::LogClient;
 use region_projector::verify::{Extent, Verified, Verify, VerifyError};
@@ -24,13 +24,16 @@ impl World {
         projection: &str,
         extent: Extent,
     ) -> Result<Verified, VerifyError> {
-        let domain = domain();
-        let verify = Verify {
-            pool: &self.pool,
-            log: &LogClient::new(&self.config().primary_log).unwrap(),
-            definition: domain.projection(projection, 1).unwrap(),
-            page_events_max: 7,
-        };
+        self.verified_as(domain().projection(projection, 1).unwrap(), extent).await
+    }
+
+    pub async fn verified_as(
+        &self,
+        definition: &ProjectionDefinition,
+        extent: Extent,
+    ) -> Result<Verified, VerifyError> {
+        let log = &LogClient::new(&self.config().primary_log).unwrap();
+        let verify = Verify { pool: &self.pool, log, definition, page_events_max: 7 };
         verify.run(extent).await
     }
 

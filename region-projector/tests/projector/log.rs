@@ -12,7 +12,8 @@ use consistency::{
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use process::server::{ServerLimits, serve};
+use process::server::{ServerLimits, serve_over};
+use process::tls::ServerTls;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -38,6 +39,10 @@ pub struct TestLog {
 
 impl TestLog {
     pub async fn start() -> Self {
+        Self::start_over(None).await
+    }
+
+    pub async fn start_over(tls: Option<ServerTls>) -> Self {
         let shared = Arc::new(Shared::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -52,7 +57,7 @@ impl TestLog {
                 response
             }
         };
-        tokio::spawn(serve(listener, ServerLimits::default(), service, stop.clone()));
+        tokio::spawn(serve_over(tls, listener, ServerLimits::default(), service, stop.clone()));
         Self { shared, address, _stop: stop.drop_guard() }
     }
 

@@ -27,5 +27,6 @@ mod snapshots;
 mod slow_log;
 mod switching;
 mod tally;
+mod tls;
 mod verifying;
 mod world;

@@ -54,16 +54,24 @@ impl World {
     }
 
     async fn of(nats: Server, postgres: Cluster) -> Self {
+        Self::around(nats, postgres, TestLog::start().await).await
+    }
+
+    /// Around servers and a log that are there.
+    pub async fn around(nats: Server, postgres: Cluster, log: TestLog) -> Self {
         let database_url = postgres.create_database("tidemark_region").await.unwrap();
         let pool = process::postgres::connect(&PostgresConfig::new(&database_url), "test").unwrap();
         let (user, password) = nats.credentials(User::Operator);
         let options = async_nats::ConnectOptions::with_user_and_password(user, password);
+        let options = match &nats.config().tls {
+            Some(tls) => options.add_root_certificates(tls.ca.clone()),
+            None => options,
+        };
         let client = options.connect(nats.url()).await.unwrap();
         let jetstream = jetstream::new(client.clone());
         if nats.config().region == PRIMARY {
             create_stream(&jetstream).await;
         }
-        let log = TestLog::start().await;
         Self { nats, postgres, database_url, pool, log, client, jetstream }
     }
 

@@ -104,6 +104,11 @@ async fn a_poison_event_that_the_primary_cannot_fold_either_is_parked() {
     let events = serde_json::json!({"events": [{"type": "Nonsense", "data": {}}]});
     let written = world.primary.post("/v1/aggregates/order/o-1/events", events).await;
     assert_eq!(written.status, 201);
+    // No projector has come to it yet: the fold at the primary is the first to find out.
+    for gateway in [&world.primary, &world.region] {
+        let read = gateway.read(ROW, &written.token(), "forward").await;
+        assert_eq!(read.came_to(), (503, "parked"), "{read:?}");
+    }
     let at = position(1);
     world.projector.park("o-1", at).await;
     sqlx::query("update checkpoint set position = 1").execute(&world.projector.pool).await.unwrap();

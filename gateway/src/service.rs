@@ -128,14 +128,17 @@ impl Service {
         let is_write = !parts.method.is_safe();
         let traces = &gateway.instruments.traces;
         let mut span = trace::of_request(traces, &mut parts.headers, Route::pattern(route), method);
-        let sent = parts.headers.clone();
         let admitted = caller.map_err(Error::from).and_then(|caller| {
-            request::check_headers(&sent, &gateway.config.listen.limits)?;
+            request::check_headers(&parts.headers, &gateway.config.listen.limits)?;
             Ok((caller, request::token_of(&presented, &gateway.history())?))
         });
         let unreadable = matches!(&admitted, Ok((_, (_, true))));
+        let mut refused = Vec::new();
         let (request_id, known, answered) = match admitted {
-            Err(error) => (request::request_id(&sent), None, Err(error)),
+            Err(error) => {
+                refused.extend(parts.headers.get_all(CONSISTENCY_TOKEN).iter().cloned());
+                (request::request_id(&parts.headers), None, Err(error))
+            }
             Ok((caller, token)) => {
                 let call = Call::new(parts, token, trusted, (began, deadline));
                 let call = Call { caller, ..call };
@@ -154,7 +157,7 @@ impl Service {
         let finishing = Finishing {
             gateway,
             presented: &presented,
-            sent: &sent,
+            refused,
             known,
             unreadable,
             is_write,
@@ -310,7 +313,8 @@ fn method_label(method: &Method) -> &'static str {
 struct Finishing<'a> {
     gateway: &'a Gateway,
     presented: &'a Presented,
-    sent: &'a HeaderMap,
+    /// The tokens of a request that was not let in, as they came.
+    refused: Vec<HeaderValue>,
     /// What the caller knew; `None` when its token was refused.
     known: Option<Token>,
     /// Its cookie cannot be read here, and it cannot mend it.
@@ -384,7 +388,7 @@ impl Finishing<'_> {
             }
             (None, Some(fresh)) => carrier.attach(&fresh, self.presented.wants_cookie, headers),
             (None, None) => {
-                for value in self.sent.get_all(CONSISTENCY_TOKEN) {
+                for value in &self.refused {
                     headers.append(CONSISTENCY_TOKEN, value.clone());
                 }
             }

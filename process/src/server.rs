@@ -36,8 +36,12 @@ use crate::{config::Period, shutdown, tls::ServerTls};
 
 /// How many times [`ServerLimits::header_bytes_max`] is read off the wire at most.
 pub const HEADER_BYTES_SPARE: u32 = 4;
-/// Headers of one request that are read off the wire at most.
+/// Headers of one request that are read off the wire at most, where more are taken than
+/// [`HEADER_COUNT_FREE`].
 const HEADER_COUNT_MAX: usize = 1024;
+/// Headers that HTTP/1 finds room for on its stack. For any more it clears tens of kilobytes, and does so for
+/// every request.
+const HEADER_COUNT_FREE: usize = 100;
 
 /// What one listener takes on at most.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -52,7 +56,7 @@ pub struct ServerLimits {
     /// Bytes of a request's headers. Up to [`HEADER_BYTES_SPARE`] times as many are read, so that
     /// whoever answers requests can refuse too many in his own words; beyond that the connection is.
     pub header_bytes_max: u32,
-    /// Headers of one request, refused like their bytes.
+    /// Headers of one request, refused like their bytes. From 100 on every request costs more.
     pub header_count_max: usize,
     /// For a client to take any of what it is sent, of each answer on HTTP/2. One that asks and does not
     /// read is let go.
@@ -70,7 +74,7 @@ impl Default for ServerLimits {
             connections_per_address_max: 10_000,
             header_timeout: Period::from_secs(30),
             header_bytes_max: 32 * 1024,
-            header_count_max: 128,
+            header_count_max: 64,
             answer_stall_max: Period::from_secs(30),
             streams_max: 256,
             grace: Period::from_secs(10),
@@ -207,8 +211,10 @@ fn protocol(limits: &ServerLimits) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout.get())
-        .max_headers(HEADER_COUNT_MAX)
         .max_buf_size((header_bytes_max as usize).max(8 * 1024));
+    if HEADER_COUNT_FREE <= limits.header_count_max {
+        server.http1().max_headers(HEADER_COUNT_MAX);
+    }
     server
         .http2()
         .timer(TokioTimer::new())

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
 use process::config::{EXIT_CODE, load};
 use process::{shutdown, telemetry};
 use projection::Domain;
@@ -15,6 +16,10 @@ use region_projector::operator::{
     SwitchCommand, VerifyCommand, VersionsCommand,
 };
 use region_projector::{Projector, ProjectorConfig};
+
+// A batch is made of tens of thousands of small pieces.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Folds the log into the read models of one region.
 #[derive(Debug, Parser)]

@@ -120,6 +120,8 @@ pub struct Switched {
     pub to: VersionKey,
     /// Differences that were accepted.
     pub accepted: Vec<Refusal>,
+    /// What of the tables could not be compared, and why: nobody vouches for it.
+    pub not_compared: Vec<String>,
 }
 
 /// Has gateways read another version of a projection, if nothing speaks against it.
@@ -136,7 +138,7 @@ pub async fn switch(
     lock_versions(&mut transaction, projection).await?;
     let all = versions::of_projection(&mut transaction, projection).await?;
     let (old, new) = chosen(&all, projection, to)?;
-    let refusals = pass(&mut transaction, domain, (old, new), config).await?;
+    let (refusals, not_compared) = pass(&mut transaction, domain, (old, new), config).await?;
     let (accepted, refusals): (Vec<_>, Vec<_>) = refusals
         .into_iter()
         .partition(|refusal| config.accept_differences && refusal.is_difference());
@@ -146,7 +148,7 @@ pub async fn switch(
     flip(&mut transaction, old, new).await?;
     rows::notify(&mut transaction).await?;
     transaction.commit().await?;
-    Ok(Switched { from: old.key.clone(), to: new.key.clone(), accepted })
+    Ok(Switched { from: old.key.clone(), to: new.key.clone(), accepted, not_compared })
 }
 
 /// Bounds of this transaction's own.
@@ -206,14 +208,14 @@ fn chosen<'a>(
     }
 }
 
-/// Everything that speaks against the newer version, with both versions' checkpoints locked from the
-/// moment that it is known on.
+/// Everything that speaks against the newer version, and what could not be looked at, with both versions'
+/// checkpoints locked from the moment that it is known on.
 async fn pass(
     connection: &mut PgConnection,
     domain: &Domain,
     (old, new): (&Version, &Version),
     config: &GateConfig,
-) -> Result<Vec<Refusal>, SwitchError> {
+) -> Result<(Vec<Refusal>, Vec<String>), SwitchError> {
     let rules = new.definition_in(domain)?;
     let rules = rules.ok_or_else(|| SwitchError::UnknownDefinition {
         key: new.key.clone(),
@@ -234,11 +236,21 @@ async fn pass(
     }
     let after = gate::lock(connection, new).await?;
     let gate = Gate { old: &before, new: &after, history: &history };
-    let mut refusals = gate.refusals();
-    if refusals.is_empty() && is_comparable(&before, &history) {
-        refusals.extend(differences(connection, old_rules.as_ref(), &rules).await?);
+    let refusals = gate.refusals();
+    if !refusals.is_empty() {
+        return Ok((refusals, Vec::new()));
     }
-    Ok(refusals)
+    if !is_comparable(&before, &history) {
+        let lost = format!("all tables: {} holds events that the log lost", old.key);
+        return Ok((refusals, vec![lost]));
+    }
+    match old_rules {
+        Some(old_rules) => differences(connection, &old_rules, &rules).await,
+        None => {
+            let gone = format!("all tables: the rules of {} are not in this binary", old.key);
+            Ok((refusals, vec![gone]))
+        }
+    }
 }
 
 /// What holds events that the log lost differs from what does not, and that is all there is to say.
@@ -248,24 +260,21 @@ fn is_comparable(old: &Side, history: &EpochHistory) -> bool {
 
 async fn differences(
     connection: &mut PgConnection,
-    old: Option<&ProjectionDefinition>,
+    old: &ProjectionDefinition,
     new: &ProjectionDefinition,
-) -> Result<Vec<Refusal>, SwitchError> {
-    // Rules that are not in this binary any more cannot say what their tables hold.
-    let Some(old) = old else { return Ok(Vec::new()) };
+) -> Result<(Vec<Refusal>, Vec<String>), SwitchError> {
     let is_same = old.declared_version() == new.declared_version();
     let scope = if is_same { Scope::Rows } else { Scope::Versions };
     let Parity { differences, not_compared, .. } =
         match parity::compare(connection, old, new, scope).await {
-            Err(ParityError::TooFarApart) => return Ok(vec![Refusal::TooFarApart]),
+            Err(ParityError::TooFarApart) => return Ok((vec![Refusal::TooFarApart], Vec::new())),
             compared => compared?,
         };
-    if !not_compared.is_empty() {
-        let views = not_compared.join(", ");
-        tracing::warn!(views, "not compared: not the same events are in both");
-    }
+    let apart = |table| format!("{table}: it does not hold the same events in both");
+    let not_compared = not_compared.into_iter().map(apart).collect();
     let is_different = !differences.is_empty();
-    Ok(is_different.then_some(Refusal::Differs { differences }).into_iter().collect())
+    let refusals = is_different.then_some(Refusal::Differs { differences });
+    Ok((refusals.into_iter().collect(), not_compared))
 }
 
 async fn flip(

@@ -1,9 +1,9 @@
 //! Requests that make no sense are refused with a problem that says so.
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::json;
 
-use crate::world::{Reply, World};
+use crate::world::{Gateway, Reply, World};
 
 struct Case {
     method: Method,
@@ -137,6 +137,24 @@ async fn what_is_too_large_is_refused() {
         assert!(gateway.post(EVENTS, event(400 * 1024)).await.status < 300);
         let filled = gateway.request(Method::GET, ROW).header("x-filling", "x".repeat(40 * 1024));
         assert_eq!(Reply::of(filled).await.came_to(), (400, "bad-request"));
+    }
+}
+
+fn with_headers(gateway: &Gateway, count: usize) -> RequestBuilder {
+    let numbers = 0..count;
+    numbers.fold(gateway.request(Method::GET, LIST), |request, nth| {
+        request.header(format!("x-{nth}"), "1")
+    })
+}
+
+#[tokio::test]
+async fn as_many_headers_are_taken_as_configured_and_further_ones_refused_in_our_words() {
+    let world = World::with("listen.limits.header_count_max = 200").await;
+    // Clients add a few of their own.
+    for (gateway, taken, refused) in [(&world.primary, 40, 80), (&world.region, 150, 250)] {
+        assert_eq!(Reply::of(with_headers(gateway, taken)).await.status, 200, "{taken}");
+        let reply = Reply::of(with_headers(gateway, refused)).await;
+        assert_eq!(reply.came_to(), (400, "bad-request"), "{refused}");
     }
 }
 

@@ -239,15 +239,21 @@ async fn take_over(
     let pool = postgres::connect(&config.database, NAME)?;
     let switched = Box::pin(switch::switch(&pool, domain, projection, to, &gate)).await;
     pool.close().await;
-    let Switched { from, to, accepted } = switched?;
+    let Switched { from, to, accepted, not_compared } = switched?;
     let accepted: Vec<String> = accepted.iter().map(ToString::to_string).collect();
     if arguments.json {
-        let said = json!({ "from": from.version, "to": to.version, "accepted": accepted });
+        let said = json!({
+            "from": from.version, "to": to.version, "accepted": accepted,
+            "not_compared": not_compared,
+        });
         return Ok(Report::json(&said));
     }
     let mut text = String::new();
     for difference in &accepted {
         let _ = writeln!(text, "accepted: {difference}");
+    }
+    for table in &not_compared {
+        let _ = writeln!(text, "not compared: {table}");
     }
     let _ = writeln!(
         text,

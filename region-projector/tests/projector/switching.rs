@@ -202,7 +202,8 @@ async fn what_an_active_version_has_applied_of_what_the_log_lost_is_owed_to_nobo
     do_sql(&world, "insert into adopted_epoch values (2, 5)").await;
     do_sql(&world, "update checkpoint set epoch = 2, position = 5 where version = 2").await;
     do_sql(&world, "delete from tallies_v2_tally where aggregate_id = 'a'").await;
-    switch_to(&world, To::Ready, &STRICT).await.unwrap();
+    let switched = switch_to(&world, To::Ready, &STRICT).await.unwrap();
+    assert!(switched.not_compared[0].starts_with("all tables: "), "{switched:?}");
     // And back it never goes.
     let refused = refusals(switch_to(&world, To::Retired, &STRICT).await);
     assert!(matches!(refused[0], Refusal::Epoch { .. }), "{refused:?}");
@@ -224,6 +225,7 @@ async fn versions_that_do_not_hold_the_same_are_told_apart_and_the_operator_deci
         let lax = GateConfig { accept_differences: true, ..STRICT };
         let switched = switch_to(&world, To::Ready, &lax).await.unwrap();
         assert_eq!(switched.accepted.len(), 1, "it is told");
+        assert_eq!(switched.not_compared.len(), 0, "everything was compared");
     }
 }
 

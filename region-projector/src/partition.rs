@@ -1,6 +1,8 @@
 //! One partition: takes what has arrived, applies it in one transaction, says so.
 
 mod ahead;
+mod attempt;
+mod batch;
 pub mod failure;
 pub(crate) mod gap;
 pub(crate) mod parking;
@@ -13,29 +15,29 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consistency::{AggregateKey, CommittedAt, Event, Position};
+use consistency::{AggregateKey, CommittedAt, Position};
 use projection::ProjectionDefinition;
-use sqlx::{Connection as _, PgConnection, PgPool};
+use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
 use crate::attempt::{Attempt, bounded, bounded_until};
-use crate::breaker::{self, Trip};
+use crate::breaker::Trip;
 use crate::chain::Mark;
-use crate::checkpoint::{self, CheckpointError, Held, VersionKey};
+use crate::checkpoint::{self, Held, VersionKey};
 use crate::config::ApplyConfig;
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
-use crate::reader::{Chunk, bytes_of};
+use crate::reader::Chunk;
 use crate::retry::Backoff;
 use crate::status::{self, Status};
-use crate::telemetry::{FetchReason, Outcome, Telemetry};
+use crate::telemetry::{Outcome, Telemetry};
 use ahead::{Queue, Taken};
+use batch::{Applied, Batch, Failed, Findings};
 use failure::{Failure, classify};
-use gap::Healed;
-use plan::{Condemned, Gap, Plan};
+use plan::Plan;
 use size::BatchSize;
 
 /// Why a partition ended.
@@ -85,109 +87,6 @@ pub struct Partition {
     pub config: ApplyConfig,
     /// What was begun gets so long to end once a stop is asked for.
     pub drain_max: Duration,
-}
-
-/// What has arrived and is applied at once.
-#[derive(Debug)]
-pub struct Batch {
-    /// The partition's events, in log order.
-    pub events: Vec<Event>,
-    /// The last event that was read, whosever it is.
-    pub through: Mark,
-    /// When that one was committed.
-    pub committed_at: CommittedAt,
-    /// The place that the events take among what is not applied.
-    room: Option<OwnedSemaphorePermit>,
-}
-
-impl Batch {
-    /// Takes what else has arrived, up to bounds that the last chunk may pass.
-    fn gather(
-        first: Chunk,
-        chunks: &mut mpsc::Receiver<Chunk>,
-        config: &ApplyConfig,
-        events_max: usize,
-    ) -> Self {
-        let Chunk { events, through, committed_at, room } = first;
-        let mut bytes: usize = events.iter().map(bytes_of).sum();
-        let mut batch = Self { events, through, committed_at, room };
-        while batch.events.len() < events_max
-            && bytes < config.batch_bytes_max
-            && let Ok(chunk) = chunks.try_recv()
-        {
-            bytes += chunk.events.iter().map(bytes_of).sum::<usize>();
-            match (&mut batch.room, chunk.room) {
-                (Some(held), Some(more)) => held.merge(more),
-                (held @ None, more) => *held = more,
-                (Some(_), None) => {}
-            }
-            batch.events.extend(chunk.events);
-            batch.through = chunk.through;
-            batch.committed_at = chunk.committed_at;
-        }
-        batch
-    }
-
-    /// Whether it has an event of an aggregate.
-    fn is_of(&self, aggregate_id: &str) -> bool {
-        self.events.iter().any(|event| event.aggregate.id() == aggregate_id)
-    }
-
-    /// The first events and the rest. The first go as far as their last event: nothing of the partition
-    /// lies between.
-    fn cut(mut self, count: usize) -> (Self, Self) {
-        let later = self.events.split_off(count);
-        let room = self.room.take();
-        let rest = Self { events: later, room, ..self };
-        if let Some(last) = self.events.last() {
-            (self.through, self.committed_at) = (Mark::of(last), last.committed_at);
-        }
-        (self, rest)
-    }
-}
-
-/// What earlier tries of a batch have found out.
-#[derive(Debug, Default)]
-struct Findings {
-    condemned: Condemned,
-    healed: Healed,
-}
-
-impl Findings {
-    /// The events to apply: those of the batch, but what the log says where that is known better.
-    fn events<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = &'a Event> + Clone {
-        let read = batch.events.iter();
-        let read = read.filter(|event| !self.healed.contains_key(event.aggregate.id()));
-        read.chain(self.healed.values().flatten())
-    }
-}
-
-/// What became of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Applied {
-    Committed,
-    /// It may be too much at once.
-    NotAtOnce,
-}
-
-/// Why an attempt did not commit.
-#[derive(Debug)]
-enum Failed {
-    Displaced,
-    Tripped(Trip),
-    /// Events are missing that the log may have.
-    Gaps(Vec<Gap>),
-    /// Sums leave their bounds when all is added up at once.
-    TooMuch,
-    /// What was folded ahead does not fit what is stored.
-    Stale,
-    Database(sqlx::Error),
-}
-
-impl From<sqlx::Error> for Failed {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(error)
-    }
 }
 
 impl Partition {
@@ -435,146 +334,10 @@ impl Running {
         }
     }
 
-    /// Asks the log for what is missing, as long as it may take. Where that does not help, what was
-    /// read stands, and its aggregate is parked.
-    async fn heal(&self, gaps: &[Gap], batch: &Batch, findings: &mut Findings) {
-        let config = self.partition.config;
-        let until = Instant::now() + config.gap_wait_max.get();
-        for gap in gaps {
-            let id = gap.aggregate.id();
-            let fetched = self.fetch(gap, batch.through.position, until).await;
-            let events = fetched.unwrap_or_else(|| {
-                tracing::warn!(partition = self.name, aggregate = %gap.aggregate, "gap is not filled");
-                let read = batch.events.iter().filter(|event| event.aggregate.id() == id);
-                read.cloned().collect()
-            });
-            findings.healed.insert(id.to_owned(), events);
-        }
-    }
-
-    async fn fetch(&self, gap: &Gap, through: Position, until: Instant) -> Option<Vec<Event>> {
-        let Partition { log, held, health, telemetry, config, .. } = &self.partition;
-        let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
-        loop {
-            match gap::fetch(log, held.epoch, gap, through, config.gap_events_max).await {
-                Ok(events) => {
-                    health.well(Part::Log, &self.name);
-                    telemetry.fetched(FetchReason::Gap, events.iter().flatten().count() as u64);
-                    return events;
-                }
-                Err(error) if Instant::now() < until => {
-                    health.unwell(Part::Log, &self.name, chain_of(&error));
-                    backoff.pause().await;
-                }
-                Err(_) => {
-                    // It is not asked any more, so nobody would say that it answers again.
-                    health.well(Part::Log, &self.name);
-                    return None;
-                }
-            }
-        }
-    }
-
     /// Waits until it may write.
     async fn turn(&self) -> OwnedSemaphorePermit {
         let turn = Arc::clone(&self.partition.writers).acquire_owned().await;
         turn.expect("nobody closes it")
-    }
-
-    /// One try: lock, read, decide, write, commit.
-    async fn attempt(
-        &self,
-        batch: &Batch,
-        findings: &Findings,
-        folded: Option<Box<Plan>>,
-        queue: Option<&mut Queue>,
-    ) -> Result<Box<Plan>, Failed> {
-        let Partition { key, definition, held, pool, config, .. } = &self.partition;
-        let mut attempt = Attempt::begin(pool).await?;
-        let mut transaction = attempt.connection().begin().await?;
-        let (through, at) = (batch.through, Some(batch.committed_at));
-        // First, so that everything else is read and written under the lock of its row: a database
-        // that failed over may hand out a fence again, and then only the lock tells what is parked.
-        if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
-            transaction.rollback().await?;
-            self.explain(&mut attempt, through).await?;
-            let plan = self.plan(&mut attempt, batch, findings).await?;
-            attempt.finish();
-            return Ok(Box::new(plan));
-        }
-        let is_folded = folded.is_some();
-        let plan = match folded {
-            Some(plan) => self.still_open(&mut transaction, batch, plan).await?,
-            None => Box::new(self.plan(&mut transaction, batch, findings).await?),
-        };
-        if let Some(failed) = reconsider(&plan, batch, findings) {
-            transaction.rollback().await?;
-            attempt.finish();
-            return Err(failed);
-        }
-        let bound = config.parked_aggregates_max;
-        if let Some(trip) = breaker::check(&mut transaction, key, &plan.parkings, bound).await? {
-            transaction.rollback().await?;
-            attempt.finish();
-            return Err(Failed::Tripped(trip));
-        }
-        if let Some(queue) = queue {
-            queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
-        }
-        if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
-            transaction.rollback().await?;
-            if is_folded {
-                return Err(Failed::Stale);
-            }
-            tracing::warn!(partition = self.name, "states are not as they were read");
-            return Err(Failed::Displaced);
-        }
-        transaction.commit().await?;
-        attempt.finish();
-        Ok(plan)
-    }
-
-    /// What was folded ahead, unless an aggregate of it is parked by now.
-    async fn still_open(
-        &self,
-        connection: &mut PgConnection,
-        batch: &Batch,
-        folded: Box<Plan>,
-    ) -> Result<Box<Plan>, Failed> {
-        let Partition { key, definition, telemetry, .. } = &self.partition;
-        let ids: BTreeSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
-        let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
-        let kind = definition.aggregate_type().as_str();
-        if parking::parked(connection, key, kind, &ids).await?.is_empty() {
-            telemetry.folded_ahead(key);
-            Ok(folded)
-        } else {
-            Err(Failed::Stale)
-        }
-    }
-
-    async fn plan(
-        &self,
-        connection: &mut PgConnection,
-        batch: &Batch,
-        findings: &Findings,
-    ) -> Result<Plan, sqlx::Error> {
-        let Partition { key, definition, held, .. } = &self.partition;
-        let events = findings.events(batch);
-        let mut known = write::load(connection, key, definition, events.clone()).await?;
-        Ok(plan::plan(definition, held.partition, events, &mut known, &findings.condemned))
-    }
-
-    /// The checkpoint was not where we left it. It is all right only when an earlier try, whose
-    /// outcome was unknown, moved it to where this one would have.
-    async fn explain(&self, connection: &mut PgConnection, to: Mark) -> Result<(), Failed> {
-        let Partition { key, held, .. } = &self.partition;
-        let stored = match checkpoint::stored(connection, key).await {
-            Ok(stored) => stored,
-            Err(CheckpointError::Database(error)) => return Err(Failed::Database(error)),
-            Err(CheckpointError::Senseless(_)) => return Err(Failed::Displaced),
-        };
-        if stored.contains(&Held { mark: to, ..*held }) { Ok(()) } else { Err(Failed::Displaced) }
     }
 
     async fn committed(&mut self, batch: &Batch, plan: &Plan, began: Instant) {
@@ -641,14 +404,4 @@ impl Running {
             _ => health.unwell(Part::Parked, &self.name, format!("{count} aggregates")),
         }
     }
-}
-
-/// Why a plan is not carried out: something else may spare what it would park.
-fn reconsider(plan: &Plan, batch: &Batch, findings: &Findings) -> Option<Failed> {
-    let asked = |gap: &&Gap| findings.healed.contains_key(gap.aggregate.id());
-    let gaps: Vec<Gap> = plan.gaps.iter().filter(|gap| !asked(gap)).cloned().collect();
-    if !gaps.is_empty() {
-        return Some(Failed::Gaps(gaps));
-    }
-    (plan.overflowed && 1 < batch.events.len()).then_some(Failed::TooMuch)
 }

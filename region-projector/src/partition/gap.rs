@@ -7,9 +7,15 @@
 use std::collections::HashMap;
 
 use consistency::{Epoch, Event, Position};
+use tokio::time::Instant;
 
+use super::batch::{Batch, Findings};
 use super::plan::Gap;
+use super::{Partition, Running};
+use crate::health::{Part, chain_of};
 use crate::log::{LogClient, LogError};
+use crate::retry::Backoff;
+use crate::telemetry::FetchReason;
 
 /// Events of aggregates as the log has them, by the aggregates' ids: to be applied instead of those
 /// that were read. None when the log could not help.
@@ -38,6 +44,48 @@ pub async fn fetch(
         // What is left of the aggregate, if anything is, comes after what is to be applied now.
         if events.len() == count {
             return Ok(Some(events));
+        }
+    }
+}
+
+impl Running {
+    /// Asks the log for what is missing, as long as it may take. Where that does not help, what was
+    /// read stands, and its aggregate is parked.
+    pub(super) async fn heal(&self, gaps: &[Gap], batch: &Batch, findings: &mut Findings) {
+        let config = self.partition.config;
+        let until = Instant::now() + config.gap_wait_max.get();
+        for gap in gaps {
+            let id = gap.aggregate.id();
+            let fetched = self.fetch(gap, batch.through.position, until).await;
+            let events = fetched.unwrap_or_else(|| {
+                tracing::warn!(partition = self.name, aggregate = %gap.aggregate, "gap is not filled");
+                let read = batch.events.iter().filter(|event| event.aggregate.id() == id);
+                read.cloned().collect()
+            });
+            findings.healed.insert(id.to_owned(), events);
+        }
+    }
+
+    async fn fetch(&self, gap: &Gap, through: Position, until: Instant) -> Option<Vec<Event>> {
+        let Partition { log, held, health, telemetry, config, .. } = &self.partition;
+        let mut backoff = Backoff::new(config.retry_pause_min, config.retry_pause_max);
+        loop {
+            match fetch(log, held.epoch, gap, through, config.gap_events_max).await {
+                Ok(events) => {
+                    health.well(Part::Log, &self.name);
+                    telemetry.fetched(FetchReason::Gap, events.iter().flatten().count() as u64);
+                    return events;
+                }
+                Err(error) if Instant::now() < until => {
+                    health.unwell(Part::Log, &self.name, chain_of(&error));
+                    backoff.pause().await;
+                }
+                Err(_) => {
+                    // It is not asked any more, so nobody would say that it answers again.
+                    health.well(Part::Log, &self.name);
+                    return None;
+                }
+            }
         }
     }
 }

@@ -1,0 +1,116 @@
+//! One try of a batch: one transaction.
+
+use std::collections::BTreeSet;
+
+use sqlx::{Connection as _, PgConnection};
+
+use super::ahead::Queue;
+use super::batch::{Batch, Failed, Findings, reconsider};
+use super::plan::{self, Plan};
+use super::{Partition, Running, parking, write};
+use crate::attempt::Attempt;
+use crate::breaker;
+use crate::chain::Mark;
+use crate::checkpoint::{self, CheckpointError, Held};
+
+impl Running {
+    /// One try: lock, read, decide, write, commit.
+    pub(super) async fn attempt(
+        &self,
+        batch: &Batch,
+        findings: &Findings,
+        folded: Option<Box<Plan>>,
+        queue: Option<&mut Queue>,
+    ) -> Result<Box<Plan>, Failed> {
+        let Partition { key, definition, held, pool, config, .. } = &self.partition;
+        let mut attempt = Attempt::begin(pool).await?;
+        let mut transaction = attempt.connection().begin().await?;
+        let (through, at) = (batch.through, Some(batch.committed_at));
+        // First, so that everything else is read and written under the lock of its row: a database
+        // that failed over may hand out a fence again, and then only the lock tells what is parked.
+        if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
+            transaction.rollback().await?;
+            self.explain(&mut attempt, through).await?;
+            let plan = self.plan(&mut attempt, batch, findings).await?;
+            attempt.finish();
+            return Ok(Box::new(plan));
+        }
+        let is_folded = folded.is_some();
+        let plan = match folded {
+            Some(plan) => self.still_open(&mut transaction, batch, plan).await?,
+            None => Box::new(self.plan(&mut transaction, batch, findings).await?),
+        };
+        if let Some(failed) = reconsider(&plan, batch, findings) {
+            transaction.rollback().await?;
+            attempt.finish();
+            return Err(failed);
+        }
+        let bound = config.parked_aggregates_max;
+        if let Some(trip) = breaker::check(&mut transaction, key, &plan.parkings, bound).await? {
+            transaction.rollback().await?;
+            attempt.finish();
+            return Err(Failed::Tripped(trip));
+        }
+        if let Some(queue) = queue {
+            queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
+        }
+        if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
+            transaction.rollback().await?;
+            if is_folded {
+                return Err(Failed::Stale);
+            }
+            tracing::warn!(partition = self.name, "states are not as they were read");
+            return Err(Failed::Displaced);
+        }
+        transaction.commit().await?;
+        attempt.finish();
+        Ok(plan)
+    }
+
+    /// What was folded ahead, unless an aggregate of it is parked by now.
+    async fn still_open(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        folded: Box<Plan>,
+    ) -> Result<Box<Plan>, Failed> {
+        let Partition { key, definition, telemetry, .. } = &self.partition;
+        let ids: BTreeSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
+        let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
+        let kind = definition.aggregate_type().as_str();
+        if parking::parked(connection, key, kind, &ids).await?.is_empty() {
+            telemetry.folded_ahead(key);
+            Ok(folded)
+        } else {
+            Err(Failed::Stale)
+        }
+    }
+
+    async fn plan(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        findings: &Findings,
+    ) -> Result<Plan, sqlx::Error> {
+        let Partition { key, definition, held, .. } = &self.partition;
+        let events = findings.events(batch);
+        let mut known = write::load(connection, key, definition, events.clone()).await?;
+        Ok(plan::plan(definition, held.partition, events, &mut known, &findings.condemned))
+    }
+
+    /// The checkpoint was not where we left it. It is all right only when an earlier try, whose
+    /// outcome was unknown, moved it to where this one would have.
+    pub(super) async fn explain(
+        &self,
+        connection: &mut PgConnection,
+        to: Mark,
+    ) -> Result<(), Failed> {
+        let Partition { key, held, .. } = &self.partition;
+        let stored = match checkpoint::stored(connection, key).await {
+            Ok(stored) => stored,
+            Err(CheckpointError::Database(error)) => return Err(Failed::Database(error)),
+            Err(CheckpointError::Senseless(_)) => return Err(Failed::Displaced),
+        };
+        if stored.contains(&Held { mark: to, ..*held }) { Ok(()) } else { Err(Failed::Displaced) }
+    }
+}

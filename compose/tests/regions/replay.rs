@@ -1,17 +1,21 @@
 //! The runbook for building a read model anew, followed while callers write and read.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use compose::demo::caller::Caller;
 use compose::local::Stack;
+use compose::process::{Program, run};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::epochs::{program, runs};
-use crate::stack::{EUROPE, add_item, caller, place, start};
+use crate::stack::{EUROPE, add_item, caller, place, settled, start};
 use crate::topology::eventually;
 
+const PRIMARY: &str = "us-east";
 const RUNBOOK: &str = include_str!("../../../docs/replay.md");
 /// Reads that every caller does between two steps of the runbook at least.
 const READS_BETWEEN: u64 = 10;
@@ -127,14 +131,22 @@ async fn list_on(mut caller: Caller, path: String, reads: Arc<AtomicU64>, stop: 
     }
 }
 
-/// Does a step of the runbook as it is written there, with a region's own configuration.
-async fn step(stack: &Stack, line: &str) -> String {
+/// The words of a step as it is written in the runbook, with the regions' own configurations and files.
+fn words(stack: &Stack, line: &str) -> Vec<String> {
     assert!(RUNBOOK.contains(&format!("    {line}\n")), "the runbook does not say {line}");
-    let config = stack.addresses().folder.join(EUROPE).join("region-projector.toml");
-    let config = config.to_str().unwrap();
-    let put = |word: &str| if word == "projector.toml" { config } else { word }.to_owned();
-    let words: Vec<String> = line.split(' ').map(put).collect();
-    runs(stack, program("region-projector"), &words).await
+    let folder = &stack.addresses().folder;
+    let config = |region: &str| folder.join(region).join("region-projector.toml");
+    let put = |word: &str| match word {
+        "projector.toml" | "eu-west.toml" => config(EUROPE),
+        "us-east.toml" => config(PRIMARY),
+        "orders.snapshot" => folder.join("orders.snapshot"),
+        word => PathBuf::from(word),
+    };
+    line.split(' ').map(|word| put(word).to_str().unwrap().to_owned()).collect()
+}
+
+async fn step(stack: &Stack, line: &str) -> String {
+    runs(stack, program("region-projector"), &words(stack, line)).await
 }
 
 #[tokio::test]
@@ -169,5 +181,44 @@ async fn callers_notice_nothing_while_a_read_model_is_built_anew_switched_to_and
     assert!(pruned.contains("orders v1 is dropped"), "{pruned}");
     callers.read_on().await;
     callers.end().await;
+    stack.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_view_is_verified_carried_to_a_region_beside_its_own_and_read_there() {
+    let stack = start().await;
+    let mut writer = caller(&stack, EUROPE);
+    let path = place(&mut writer, "o-carried").await;
+    settled(&mut writer, &path, Duration::from_secs(60)).await;
+    let verify = "region-projector --config projector.toml verify orders";
+    for line in [verify, &format!("{verify} --whole")] {
+        let sound = step(&stack, line).await;
+        assert!(sound.contains("orders v1 holds what the log says"), "{sound}");
+    }
+    let export = "region-projector --config us-east.toml snapshot export orders orders.snapshot";
+    step(&stack, export).await;
+    let inspect = "region-projector --config eu-west.toml snapshot inspect orders.snapshot";
+    let inspected = step(&stack, inspect).await;
+    assert!(inspected.contains("taken in us-east"), "{inspected}");
+    // What is here is not overwritten.
+    let import = "region-projector --config eu-west.toml snapshot import orders.snapshot";
+    let own = words(&stack, import);
+    let log = stack.addresses().folder.join("operator.log");
+    let refused = Program::new("import", program("region-projector"), log).args(&own[1..]);
+    run(refused).await.expect_err("the projection is there already");
+    let version = add_item(&mut writer, "o-carried").await.version().unwrap();
+    let imported = step(&stack, &format!("{import} --beside")).await;
+    assert!(imported.contains("taken in as orders v2"), "{imported}");
+    let switch = "region-projector --config projector.toml switch orders";
+    let switched = step(&stack, switch).await;
+    assert!(switched.contains("gateways read orders v2 now"), "{switched}");
+    let answer = writer.get(&path, "wait;ms=10000").await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.version()), (200, Some(version)), "{answer:?}");
+    let sound = step(&stack, verify).await;
+    assert!(sound.contains("orders v2 holds what the log says"), "{sound}");
+    let backfill =
+        "region-projector --config projector.toml backfill orders --rows-per-second 1000";
+    let filled = step(&stack, backfill).await;
+    assert!(filled.contains("no row of orders v2 lacks anything"), "{filled}");
     stack.stop().await.unwrap();
 }

@@ -64,8 +64,9 @@ async fn a_primary_that_hangs_does_not_keep_local_reads_from_being_answered() {
     let token = world.place("o-1").await.token();
     let mut config = region_config(&world.postgres, &world.nats, &world.primary.base);
     config = config.replace(
-        "primary_region = {",
-        "primary_region = { forwards_max = 8, forwarded_reads_max = 2,",
+        "primary_region.name",
+        "primary_region.forwards_max = 8\n\
+         primary_region.forwarded_reads_max = 2\nprimary_region.name",
     );
     let region = Gateway::start(&format!("{more}\n{config}")).await;
     region.ready().await;

@@ -30,6 +30,8 @@ const SETTINGS: &str = r#"
     read.refresh_interval = "100ms"
     read.query_timeout = "30s"
     listen.request_timeout = "30s"
+    # What waits there in vain until its answer is due is no reason to leave the primary alone here.
+    primary_region.breaker_failures_max = 1000
 "#;
 const LIST: &str = "/v1/views/orders-by-customer/c-1";
 

@@ -118,8 +118,9 @@ async fn a_gateway_that_ends_keeps_nobody_waiting() {
 /// Many may be released at once, and the database may take its time over all of them.
 #[tokio::test]
 async fn who_was_released_is_answered_when_the_database_is_slow_to_answer() {
-    let settings = "read = { wait_max = \"1m\", query_timeout = \"200ms\", memory_bytes_max = 0 }\n\
-         listen.request_timeout = \"1m\"";
+    // Nobody finds out before it is told.
+    let settings = "read = { wait_max = \"1m\", query_timeout = \"200ms\", memory_bytes_max = 0, \
+         hints_silence_max = \"1h\", refresh_interval = \"1h\" }\nlisten.request_timeout = \"1m\"";
     let mut world = World::with(settings).await;
     world.stock().await;
     let token = world.place("o-1").await.token();

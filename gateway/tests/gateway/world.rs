@@ -350,5 +350,5 @@ pub fn primary_config(postgres: &Cluster, nats: &Server) -> String {
 
 pub fn region_config(postgres: &Cluster, nats: &Server, primary: &str) -> String {
     let shared = shared(REGION, postgres, nats);
-    format!("primary_region = {{ name = \"{PRIMARY}\", url = \"{primary}\" }}\n{shared}")
+    format!("primary_region.name = \"{PRIMARY}\"\nprimary_region.url = \"{primary}\"\n{shared}")
 }

@@ -156,7 +156,7 @@ async fn behind_a_link(world: &World, proxies: &Proxies, name: &str, latency_ms:
     let url = format!("http://{listen}");
     // A heartbeat may take as long as its interval.
     let config = region_config(&world.postgres, &world.nats, &url);
-    let config = config.replacen("url = ", "heartbeat_interval = \"5s\", url = ", 1);
+    let config = format!("primary_region.heartbeat_interval = \"5s\"\n{config}");
     let gateway = Gateway::start(&config).await;
     gateway.ready().await;
     eventually("a trip was measured", async || {

@@ -87,8 +87,8 @@ impl Certificates {
                 format!("{key} = {}{database}", url.trim_end_matches('"'))
             } else if let Some(nats) = line.strip_prefix("nats = {") {
                 format!("nats = {{ tls_required = true, tls_ca = \"{ca}\", {nats}")
-            } else if let Some(primary) = line.strip_prefix("primary_region = {") {
-                format!("primary_region = {{ tls_ca = \"{ca}\", {primary}")
+            } else if let Some(primary) = line.strip_prefix("primary_region.name") {
+                format!("primary_region.tls_ca = \"{ca}\"\nprimary_region.name{primary}")
             } else if line.starts_with("listen.address = ") {
                 let (certificate, key) = (self.file("own.pem"), self.file("own.key"));
                 let (certificate, key) = (certificate.display(), key.display());
@@ -221,8 +221,8 @@ async fn a_write_and_its_read_are_encrypted_all_the_way() {
     // Who trusts another root speaks to nobody.
     let other = Certificates::new();
     let ca = certificates.ca().display().to_string();
-    let primary_trust = format!("primary_region = {{ tls_ca = \"{ca}\"");
-    let elsewhere = format!("primary_region = {{ tls_ca = \"{}\"", other.ca().display());
+    let primary_trust = format!("primary_region.tls_ca = \"{ca}\"");
+    let elsewhere = format!("primary_region.tls_ca = \"{}\"", other.ca().display());
     assert!(toml.contains(&primary_trust));
     let doubting = Gateway::start(&toml.replace(&primary_trust, &elsewhere)).await;
     let caller = Caller::of(&doubting, &certificates.ca());

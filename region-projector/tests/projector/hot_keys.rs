@@ -1,5 +1,6 @@
 //! One aggregate that takes half of all events.
 
+use process::config::Period;
 use serde_json::Value;
 
 use crate::tally::domain;
@@ -52,6 +53,9 @@ async fn a_backlog_of_one_aggregate_is_applied_in_bounded_batches() {
     let mut config = world.config();
     config.apply.batch_events_max = BATCH_EVENTS;
     config.apply.queue_chunks_max = EVENT_COUNT;
+    // However long the backlog takes to come about, nothing but a batch that is too large is cancelled.
+    config.database.statement_timeout = Period::from_secs(600);
+    config.apply.attempt_timeout = Period::from_secs(600);
     let projector = world.try_projector(config, domain()).await.unwrap();
     world.stored(world.add("hot", 1).await).await;
     sqlx::raw_sql(A_HUNDRED_AT_ONCE).execute(&world.pool).await.unwrap();

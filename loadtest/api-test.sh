@@ -38,7 +38,7 @@ PYTHON
 
 cd "$(mktemp -d)"
 trap 'rm -rf "$PWD"' EXIT
-exec "$venv/bin/schemathesis" run "$url/openapi.json" \
+"$venv/bin/schemathesis" run "$url/openapi.json" \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance \
   --phases examples,coverage,fuzzing,stateful --max-time "${API_SECONDS:-60}" --max-examples 20 \
   --seed "${API_SEED:-1}" --request-timeout 20 --workers 1 --suppress-health-check all --warnings off

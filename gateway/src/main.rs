@@ -18,7 +18,7 @@ use process::{
     shutdown, telemetry,
 };
 
-// A request allocates some fifty times.
+// Requests are made of many small allocations.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -317,11 +317,15 @@ impl ReadModels {
                from projection_version where projection = $1 and active"#,
             projection.as_str(),
         );
+        // In line with the reads: all who met a table that is gone come here at once.
+        let permit = self.asker.queries.acquire().await.expect("the semaphore is never closed");
         let row = row.fetch_optional(&self.asker.pool).await?;
+        drop(permit);
         let row = row.ok_or_else(|| QueryError::NoActiveVersion(projection.clone()))?;
         let wrong = |column, value: i32| ColumnError { column, value: value.to_string() };
         let version = u32::try_from(row.version).map_err(|_| wrong("version", row.version))?;
-        let definition = u32::try_from(row.definition).unwrap_or_default();
+        let wrong_rules = |_| wrong("definition", row.definition);
+        let definition = u32::try_from(row.definition).map_err(wrong_rules)?;
         let count = row.partition_count;
         let count = u16::try_from(count).map_err(|_| wrong("partition_count", count))?;
         let known = self.versions.learn(projection, version, definition, count);

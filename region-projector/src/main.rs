@@ -17,7 +17,7 @@ use region_projector::operator::{
 };
 use region_projector::{Projector, ProjectorConfig};
 
-// A batch is made of tens of thousands of small pieces.
+// Batches are made of many small allocations.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -108,13 +108,17 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// Adds the bounds to the options that a pool for [`crate::EventStore`] connects with.
+    /// Adds the bounds to the options that a pool for [`crate::EventStore`] connects with. The log is read
+    /// along its keys, also by statements that were planned while it was short.
     pub fn apply(&self, options: PgConnectOptions) -> PgConnectOptions {
         let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis().max(1));
         options.options([
             ("statement_timeout", milliseconds(self.statement)),
             ("lock_timeout", milliseconds(self.lock)),
             ("idle_in_transaction_session_timeout", milliseconds(self.idle_in_transaction)),
+            ("enable_seqscan", "off".to_owned()),
+            ("enable_bitmapscan", "off".to_owned()),
+            ("jit", "off".to_owned()),
         ])
     }
 }

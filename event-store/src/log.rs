@@ -203,7 +203,7 @@ pub(crate) async fn read_range(
                from event
                where position > $1
                order by position
-               limit $2
+               limit (select $2::bigint)
            ) as candidate
            where bytes_so_far <= $3 or nth = 1
            order by position"#,

@@ -253,6 +253,11 @@ impl EventStore {
         self.bounded(log::read_range(self.pool(), after, self.limit(limit))).await
     }
 
+    /// Whether more events may follow than these, which [`Self::read_range`] found.
+    pub(crate) fn may_have_cut(&self, found: &[Event], limit: u32) -> bool {
+        self.limit(limit).may_have_cut(found)
+    }
+
     /// The epochs of the log.
     pub async fn epochs(&self) -> Result<EpochHistory, ReadError> {
         self.bounded(log::epochs(self.pool())).await

@@ -13,6 +13,9 @@ use crate::{
 /// The type of most bodies.
 pub const JSON: &str = "application/json";
 
+/// Room for what most answers carry in the end.
+const HEADER_COUNT: usize = 12;
+
 /// What a route comes to.
 #[derive(Debug)]
 pub struct Answer {
@@ -57,7 +60,7 @@ impl Answer {
     pub fn empty(status: StatusCode) -> Self {
         Self {
             status,
-            headers: HeaderMap::new(),
+            headers: HeaderMap::with_capacity(HEADER_COUNT),
             body: Body::empty(),
             shows: None,
             said: None,

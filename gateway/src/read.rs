@@ -53,12 +53,15 @@ pub async fn view(gateway: &Gateway, call: &Call, view: &str, key: &str) -> Resu
         cache: CacheStatus::Bypass,
     };
     if read.target.is_on_demand {
-        let mut answer = read.on_demand().await?;
+        let mut answer = Box::pin(read.on_demand()).await?;
         answer.timing = read.timing;
         return Ok(answer);
     }
-    let facts = read.first_check().await;
-    let mut answer = read.run(facts).await?;
+    let mut answer = match read.remembered() {
+        Some(answer) => answer,
+        // Boxed: the rest is large, and most requests wait in it.
+        None => Box::pin(read.run()).await?,
+    };
     if let Scope::Row(_) = read.target.scope {
         answer.headers.insert(CACHE_STATUS, read.cache.header());
     }
@@ -116,12 +119,26 @@ impl Facts {
 }
 
 impl Read<'_> {
-    async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
+    /// A row that is kept and may be served at once.
+    fn remembered(&mut self) -> Option<Answer> {
+        let facts = self.recall()?;
+        match (self.decide(&facts), &facts.seen) {
+            (Decision::Serve, Some(Seen::Kept(kept))) => Some(self.kept_served(kept)),
+            // Nothing else is ever decided of what is current.
+            _ => None,
+        }
+    }
+
+    fn decide(&mut self, facts: &Facts) -> Decision {
+        let behind = (facts.verdict == Verdict::Behind).then(|| self.prospects());
+        let budget = prospects::budget(self.gateway, self.call, behind, self.alone);
+        decide(facts.verdict, self.target.scope, &mut self.chain, &budget)
+    }
+
+    async fn run(&mut self) -> Result<Answer, Error> {
+        let mut facts = self.first_check().await;
         loop {
-            let scope = self.target.scope;
-            let behind = (facts.verdict == Verdict::Behind).then(|| self.prospects());
-            let budget = prospects::budget(self.gateway, self.call, behind, self.alone);
-            match decide(facts.verdict, scope, &mut self.chain, &budget) {
+            match self.decide(&facts) {
                 Decision::Serve => match facts.seen.take() {
                     Some(seen) => return self.served(&seen, facts.verdict),
                     // Memory says so; the rows' own snapshot has the last word.
@@ -158,12 +175,9 @@ impl Read<'_> {
         }
     }
 
-    /// What memory says. The database is asked at once where memory cannot tell: before it knows the
+    /// What memory says of the region. The database is asked at once where memory cannot tell: before it knows the
     /// projection, when it may have missed hints, and when only the row can say whether it is enough.
     async fn first_check(&mut self) -> Facts {
-        if let Some(kept) = self.recall() {
-            return kept;
-        }
         let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
         let evidence =
             Evidence { watermark: standing.watermark, row_version: None, parked: Vec::new() };

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use matchit::Router;
+use matchit::{Match, Router};
 use tokio::time::Instant;
 
 use crate::{
@@ -120,8 +120,10 @@ impl Service {
         let bound = gateway.config.listen.request_timeout.get();
         let deadline = request::deadline(&parts.headers, began, bound);
         let presented = epochs::open(gateway, &parts.headers, deadline).await;
-        let route = self.routes.at(parts.uri.path()).ok().map(|found| *found.value);
-        let is_proxied = route.is_none() && gateway.routes.find(parts.uri.path()).is_some();
+        let uri = parts.uri.clone();
+        let found = self.routes.at(uri.path()).ok();
+        let route = found.as_ref().map(|found| *found.value);
+        let is_proxied = route.is_none() && gateway.routes.find(uri.path()).is_some();
         let label = if is_proxied { "proxied" } else { Route::pattern(route) };
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
@@ -143,7 +145,7 @@ impl Service {
                 let call = Call::new(parts, token, trusted, (began, deadline));
                 let call = Call { caller, ..call };
                 let (id, known) = (call.id.clone(), call.token.clone());
-                (id, Some(known), self.dispatch(call, body).await)
+                (id, Some(known), self.dispatch(call, body, found).await)
             }
         };
         let answer = answered
@@ -178,7 +180,13 @@ impl Service {
         response
     }
 
-    async fn dispatch(&self, mut call: Call, body: Incoming) -> Result<Answer, Error> {
+    /// Whatever may wait is boxed, so that a request that is answered at once is small.
+    async fn dispatch(
+        &self,
+        mut call: Call,
+        body: Incoming,
+        found: Option<Match<'_, '_, &Route>>,
+    ) -> Result<Answer, Error> {
         let gateway = &*self.gateway;
         let _permit = gateway.requests.try_acquire().map_err(|_| Error::Overloaded)?;
         hop::is_for_us(gateway, &call)?;
@@ -188,11 +196,9 @@ impl Service {
                 consistency::LogPosition::new(call.token.epoch(), call.token.largest_position());
             gateway.currency.saw_head(seen);
         }
-        let path = call.path.clone();
         refuse_upgrade(&call)?;
-        let Ok(found) = self.routes.at(&path) else {
-            let route = gateway.routes.find(&path).ok_or(Error::NotFound)?;
-            // Boxed, as reads are.
+        let Some(found) = found else {
+            let route = gateway.routes.find(&call.path).ok_or(Error::NotFound)?;
             return Box::pin(proxied::answer(gateway, route, call, body)).await;
         };
         let route = *found.value;
@@ -200,36 +206,39 @@ impl Service {
         let is_read = matches!(call.method, Method::GET | Method::HEAD);
         let is_write = call.method == Method::POST;
         if is_write {
-            call.body = read_body(gateway, &call, body).await?;
+            call.body = Box::pin(read_body(gateway, &call, body)).await?;
         }
         match route {
             Route::AggregateEvents if is_read => {
-                aggregates::events(gateway, &call, parameter("type"), parameter("id")).await
+                let (kind, id) = (parameter("type"), parameter("id"));
+                Box::pin(aggregates::events(gateway, &call, kind, id)).await
             }
             Route::AggregateEvents if is_write => {
                 may_write(gateway, &call)?;
-                write::append(gateway, &call, parameter("type"), parameter("id")).await
+                let (kind, id) = (parameter("type"), parameter("id"));
+                Box::pin(write::append(gateway, &call, kind, id)).await
             }
             Route::Command if is_write => {
                 may_write(gateway, &call)?;
-                write::command(gateway, &call, parameter("command")).await
+                Box::pin(write::command(gateway, &call, parameter("command"))).await
             }
             Route::Aggregate if is_read => {
-                aggregates::state(gateway, &call, parameter("type"), parameter("id")).await
+                let (kind, id) = (parameter("type"), parameter("id"));
+                Box::pin(aggregates::state(gateway, &call, kind, id)).await
             }
             // A search has no key: what it finds is said in the query.
             Route::Row | Route::Search if is_read => {
-                // Boxed: a read's future is large, and most requests wait in it.
-                Box::pin(read::view(gateway, &call, parameter("view"), parameter("key"))).await
+                read::view(gateway, &call, parameter("view"), parameter("key")).await
             }
             Route::Currency if is_read => overview::answer(gateway, &call),
             Route::CurrencyEvents if is_read => events::listen(&self.gateway, &call),
             Route::OpenApi if is_read => openapi::answer(&call, &self.document),
-            Route::InternalLog if is_read => internal::log(gateway, &call).await,
+            Route::InternalLog if is_read => Box::pin(internal::log(gateway, &call)).await,
             Route::InternalAggregate if is_read => {
-                internal::aggregate(gateway, &call, parameter("type"), parameter("id")).await
+                let (kind, id) = (parameter("type"), parameter("id"));
+                Box::pin(internal::aggregate(gateway, &call, kind, id)).await
             }
-            Route::InternalEpochs if is_read => internal::epochs(gateway, &call).await,
+            Route::InternalEpochs if is_read => Box::pin(internal::epochs(gateway, &call)).await,
             Route::AggregateEvents
             | Route::Command
             | Route::Aggregate
@@ -346,13 +355,12 @@ impl Finishing<'_> {
             headers.append(header::VARY, HeaderValue::from_static(VARY));
         }
         if let Some(said) = said {
-            set(headers, CONSISTENCY_STATUS, &said.to_string());
+            set(headers, CONSISTENCY_STATUS, said.to_string());
         }
-        let timing = HeaderValue::from_str(&timing.header(self.began.elapsed()));
-        headers.extend(timing.ok().map(|timing| (SERVER_TIMING, timing)));
-        set(headers, REQUEST_ID, &self.request_id);
+        set(headers, SERVER_TIMING, timing.header(self.began.elapsed()));
+        set(headers, REQUEST_ID, std::mem::take(&mut self.request_id));
         if self.trusted {
-            set(headers, hop::HEAD, &self.gateway.head().to_string());
+            set(headers, hop::HEAD, self.gateway.head().to_string());
         }
         self.carry_token(shows, headers);
         response
@@ -411,8 +419,8 @@ fn forbids_storing(caching: &HeaderValue) -> bool {
     caching.to_str().is_ok_and(|caching| caching.to_ascii_lowercase().contains("no-store"))
 }
 
-fn set(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
+fn set(headers: &mut HeaderMap, name: http::HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }
 }

@@ -1,6 +1,9 @@
 //! What an answer says about how it came to be.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use consistency::{LogPosition, Name};
 use http::{HeaderName, HeaderValue};
@@ -133,16 +136,23 @@ impl Timing {
     /// The header's value.
     pub fn header(&self, total: Duration) -> String {
         let parts = [("wait", self.wait), ("read", self.read), ("forward", self.forward)];
-        let mut text = String::new();
+        let mut text = String::with_capacity(64);
         for (name, duration) in parts.iter().filter(|(_, duration)| !duration.is_zero()) {
-            text += &format!("{name};dur={:.1}, ", millis(*duration));
+            write!(text, "{name};dur={}, ", Millis(*duration)).expect("it is written to memory");
         }
-        text + &format!("total;dur={:.1}", millis(total))
+        write!(text, "total;dur={}", Millis(total)).expect("it is written to memory");
+        text
     }
 }
 
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
+/// A duration in milliseconds, to the tenth below.
+struct Millis(Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenths = self.0.as_micros() / 100;
+        write!(f, "{}.{}", tenths / 10, tenths % 10)
+    }
 }
 
 #[cfg(test)]

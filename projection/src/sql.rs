@@ -48,6 +48,11 @@ pub const IDENTIFIER_BYTES_MAX: usize = 63;
 /// state. Decoded by [`crate::StoredState::from_columns`].
 pub type StateColumns = (String, i64, i32, i64, i64, Option<String>);
 
+/// A row of [`Statements::open`]: whether the checkpoint was moved; aggregate id; whether it is parked;
+/// and, null when it has no state, version, epoch, position, created position and state.
+pub type OpenedColumns =
+    (bool, String, bool, Option<i64>, Option<i32>, Option<i64>, Option<i64>, Option<String>);
+
 /// Every statement of one version of a projection.
 #[derive(Debug)]
 pub struct Statements {
@@ -62,6 +67,16 @@ pub struct Statements {
     /// `bigint`: how many states were written. Fewer than were given means that a version was not
     /// the one demanded: roll back.
     pub write_states: Arc<str>,
+    /// [`Self::write_states`], and everything that writes the views, in one: after its parameters come those
+    /// of each view in their order, [`crate::Changes`] field by field or those of [`RollupStatements::add`].
+    /// The views of a custom projection are its own to write.
+    pub write: Arc<str>,
+    /// Moves a partition's checkpoint on and reads what a batch needs, in one snapshot. `$1 integer`:
+    /// partition; `$2 integer`, `$3 bigint`, `$4 bigint`: its epoch, position and fence, without which it
+    /// stays; `$5 bigint`, `$6 uuid`: the new position and its event; `$7 bigint`: when that one was
+    /// committed, in microseconds since 1970, null when that is not known; `$8 text[]`: aggregate ids. A row
+    /// of [`OpenedColumns`] for each.
+    pub open: Arc<str>,
     /// In the order of the definition's views.
     pub views: Vec<ViewStatements>,
     tables: Vec<String>,
@@ -197,6 +212,8 @@ impl Statements {
             drop: format!("drop table if exists {}", quoted.join(", ")).into(),
             load_states: load_states(&state_table),
             write_states: write_states(&state_table),
+            write: write(&state_table, &statements),
+            open: open(&naming, &state_table),
             views: statements,
             tables,
             indexes,
@@ -283,10 +300,46 @@ fn load_states(table: &str) -> Arc<str> {
     .into()
 }
 
-/// Demands the previous version rather than a smaller one, which would hide a gap.
-fn write_states(table: &str) -> Arc<str> {
+/// Whoever else changes the checkpoint, or what is parked under its lock, changes its place or its fence: so
+/// when it was moved, nothing of what the same snapshot shows has changed since.
+fn open(naming: &Naming<'_>, state_table: &str) -> Arc<str> {
+    let Naming { projection, version, aggregate_type } = naming;
     format!(
-        r#"with given as (
+        r#"with moved as (
+            update checkpoint set position = $5::bigint, event_id = $6::uuid,
+                committed_at = coalesce(
+                    timestamptz 'epoch' + $7::bigint * interval '1 microsecond', committed_at)
+            where projection = '{projection}' and version = {version} and partition = $1::integer
+                and epoch = $2::integer and position = $3::bigint and fence = $4::bigint
+            returning 1
+        )
+        select exists (select from moved) as moved, asked.id,
+            exists (select from parked
+                where parked.projection = '{projection}' and parked.version = {version}
+                    and parked.aggregate_type = '{aggregate_type}'
+                    and parked.aggregate_id = asked.id) as is_parked,
+            state.version, state.epoch, state.position, state.created_position, state.state
+        from unnest($8::text[]) as asked (id)
+        left join "{state_table}" as state on state.aggregate_id = asked.id"#
+    )
+    .into()
+}
+
+fn write_states(table: &str) -> Arc<str> {
+    format!("with {} {WRITTEN}", states_written(table)).into()
+}
+
+/// How many states [`states_written`] wrote.
+const WRITTEN: &str =
+    "select (select count(*) from updated) + (select count(*) from inserted) as written";
+
+/// How many parameters [`states_written`] takes.
+const STATE_PARAMETER_COUNT: usize = 8;
+
+/// Demands the previous version rather than a smaller one, which would hide a gap.
+fn states_written(table: &str) -> String {
+    format!(
+        r#"given as (
             select * from unnest(
                 $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::integer[],
                 $6::bigint[], $7::bigint[], $8::text[]
@@ -309,10 +362,45 @@ fn write_states(table: &str) -> Arc<str> {
             from given where previous_version = 0
             on conflict (aggregate_id) do nothing
             returning 1
-        )
-        select (select count(*) from updated) + (select count(*) from inserted) as written"#
+        )"#
     )
-    .into()
+}
+
+/// States and views in one statement. What one part of it writes another does not see, so no two may write
+/// the same row; they do not, since a batch changes a row once.
+fn write(state_table: &str, views: &[ViewStatements]) -> Arc<str> {
+    let mut all = states_written(state_table);
+    let mut taken = STATE_PARAMETER_COUNT;
+    for (nth, statement) in views.iter().flat_map(ViewStatements::writing).enumerate() {
+        let part;
+        (part, taken) = renumbered(statement, taken);
+        write!(all, ", part_{nth} as ({part})").expect("writing to a string cannot fail");
+    }
+    format!("with {all} {WRITTEN}").into()
+}
+
+impl ViewStatements {
+    /// Everything that writes the view, in the order in which the changes have the columns.
+    fn writing(&self) -> Vec<&Arc<str>> {
+        match self {
+            Self::Row(RowStatements { delete, upsert, .. })
+            | Self::Search(SearchStatements { delete, upsert, .. })
+            | Self::List(ListStatements { delete, upsert, .. }) => vec![delete, upsert],
+            Self::Rollup(RollupStatements { add, .. }) => vec![add],
+        }
+    }
+}
+
+/// The statement with its parameters after those that are taken, and how many are taken then.
+fn renumbered(statement: &str, taken: usize) -> (String, usize) {
+    let mut parts = statement.split('$');
+    let before = parts.next().unwrap_or_default().to_owned();
+    parts.fold((before, taken), |(text, last), part| {
+        let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let (number, rest) = part.split_at(end);
+        let number = taken + number.parse::<usize>().expect("a parameter has a number");
+        (format!("{text}${number}{rest}"), last.max(number))
+    })
 }
 
 fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {

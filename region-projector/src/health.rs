@@ -51,6 +51,9 @@ impl Part {
     }
 }
 
+/// More troubles of a part than this are counted and not named.
+const NAMED_MAX: usize = 8;
+
 /// The troubles of all parts. Cheap to clone, shared by all clones.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
@@ -95,10 +98,17 @@ impl Health {
     fn change(&self, part: Part, change: impl FnOnce(&mut BTreeMap<(Part, String), String>)) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut troubles);
-        let first = troubles.iter().find(|((of, _), _)| *of == part);
-        let condition = first.map_or(Condition::Ready, |((_, who), reason)| {
-            part.condition(format!("{who}: {reason}"))
-        });
+        let of_part = || troubles.iter().filter(|((of, _), _)| *of == part);
+        let mut said: Vec<_> = of_part()
+            .take(NAMED_MAX)
+            .map(|((_, who), reason)| format!("{who}: {reason}"))
+            .collect();
+        let unsaid = of_part().skip(NAMED_MAX).count();
+        if unsaid != 0 {
+            said.push(format!("and {unsaid} more"));
+        }
+        let condition =
+            if said.is_empty() { Condition::Ready } else { part.condition(said.join("; ")) };
         // Under the lock, so that the condition is that of the newest change.
         self.readiness.set(part.name(), condition);
     }
@@ -129,6 +139,23 @@ mod tests {
         assert!(!health.readiness().is_ready());
         health.well(Part::Database, "orders/1");
         assert!(health.readiness().is_ready());
+    }
+
+    #[test]
+    fn everyone_with_a_trouble_is_named_up_to_a_bound() {
+        let health = Health::default();
+        health.unwell(Part::Log, "epochs", "timed out");
+        health.unwell(Part::Log, "partition 3", "refused");
+        let said = |health: &Health| health.readiness().report(None).conditions["log"].clone();
+        let both = "epochs: timed out; partition 3: refused".to_owned();
+        assert_eq!(said(&health), Condition::Degraded(both));
+        health.well(Part::Log, "epochs");
+        assert_eq!(said(&health), Condition::Degraded("partition 3: refused".to_owned()));
+        for n in 0..10 {
+            health.unwell(Part::Log, format!("partition {n}"), "refused");
+        }
+        let Condition::Degraded(all) = said(&health) else { panic!("{:?}", said(&health)) };
+        assert!(all.ends_with("partition 7: refused; and 2 more"), "{all}");
     }
 
     #[test]

@@ -132,22 +132,24 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Publishes until log and stream are level, or the shutdown. Nothing is in flight afterwards.
+    /// Publishes until the stream is level with what is known of the log, or the shutdown. Nothing is in
+    /// flight afterwards.
     async fn publish_backlog(&self, pipeline: &mut Pipeline<'_>) -> Result<(), SessionError> {
         let mut events = self.read_after(pipeline.acknowledged().position).await?;
         while let Some(last) = events.last() {
             let last = last.at.position;
+            // Otherwise this was all, and whoever appends more says so.
+            let is_more = self.store.may_have_cut(&events, self.read_events_max())
+                || last < self.store.head_seen().position;
             // The next rows are read while these are sent.
-            let (sent, next) = tokio::join!(pipeline.send(events), self.read_after(last));
+            let next = async { if is_more { self.read_after(last).await } else { Ok(vec![]) } };
+            let (sent, next) = tokio::join!(pipeline.send(events), next);
             sent?;
             events = next?;
             if events.is_empty() || self.shutdown.is_cancelled() {
                 pipeline.drain().await?;
                 self.report.published(pipeline.acknowledged());
-                if self.shutdown.is_cancelled() {
-                    return Ok(());
-                }
-                events = self.read_after(last).await?;
+                return Ok(());
             }
             self.report.published(pipeline.acknowledged());
             self.check_connection()?;
@@ -159,8 +161,11 @@ impl<'a> Session<'a> {
         &self,
         position: Position,
     ) -> Result<Vec<consistency::Event>, SessionError> {
-        let limit = u32::try_from(self.config.read_events_max.max(1)).unwrap_or(u32::MAX);
-        Ok(self.store.read_range(position, limit).await?)
+        Ok(self.store.read_range(position, self.read_events_max()).await?)
+    }
+
+    fn read_events_max(&self) -> u32 {
+        u32::try_from(self.config.read_events_max.max(1)).unwrap_or(u32::MAX)
     }
 
     /// Compares stream and log; what they contradict each other in is told to the log.

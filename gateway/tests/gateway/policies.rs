@@ -172,7 +172,7 @@ async fn a_wait_of_our_own_choice_is_taken_where_the_primary_is_far_and_not_wher
     let mut world = World::start().await;
     world.stock().await;
     let proxies = Proxies::start(0).await.unwrap();
-    let far = behind_a_link(&world, &proxies, "far", 1200).await;
+    let far = behind_a_link(&world, &proxies, "far", 3000).await;
     let near = behind_a_link(&world, &proxies, "near", 0).await;
     world.catch_up().await;
     for round in 0..4 {

@@ -26,8 +26,10 @@ use crate::seed;
 pub const NAME: &str = "ryw_end_to_end";
 const P99_NAME: &str = "ryw_end_to_end_p99";
 
-const LANE_COUNT: usize = 8;
-const DURATION: Duration = Duration::from_secs(3);
+/// Few enough that three regions on one machine have processor to spare: what is asked is how long it takes,
+/// not how long a queue gets.
+const LANE_COUNT: usize = 2;
+const DURATION: Duration = Duration::from_secs(8);
 const ADDED_MS_MAX: f64 = 10.0;
 const ADDED_P99_MS_MAX: f64 = 25.0;
 

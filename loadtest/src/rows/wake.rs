@@ -22,8 +22,11 @@ use crate::servers::{Primary, Setup, until};
 
 pub const NAME: &str = "wait_wake";
 
-const LANE_COUNT: usize = 4;
-const DURATION: Duration = Duration::from_secs(2);
+const LANE_COUNT: usize = 2;
+const DURATION: Duration = Duration::from_secs(4);
+/// Of each caller, between an answer and its next write: how long a wake takes is asked here, not how long
+/// a queue gets when the machine has no more to give.
+const PAUSE: Duration = Duration::from_millis(30);
 /// As the worked example has it.
 const PARTITION_COUNT: u16 = 8;
 const LOG_COMMITS: [(&str, &str); 2] = [
@@ -61,7 +64,10 @@ pub async fn measure(plan: Plan) -> anyhow::Result<Vec<Line>> {
         }
     }
     let line = Line::new(NAME, "ms at the 99th percentile", samples, vec![], Goal::ValueMax(3.0));
-    Ok(vec![line.noting(format!("{LANE_COUNT} callers, each with one write and its read"))])
+    Ok(vec![line.noting(format!(
+        "{LANE_COUNT} callers, each with one write and its read, then {} ms of rest",
+        PAUSE.as_millis()
+    ))])
 }
 
 /// A caller.
@@ -101,6 +107,7 @@ impl Waiting {
         let waited = status.starts_with("waited");
         ensure!(waited || status.starts_with("local"), "answered as {status}");
         self.answered.push(Answered { order, position: written.position, at, waited });
+        tokio::time::sleep(PAUSE).await;
         Ok(())
     }
 }

@@ -297,7 +297,10 @@ pub(super) fn row(naming: &Naming<'_>, table: &str) -> String {
 }
 
 pub(super) fn rows(naming: &Naming<'_>, table: &str) -> String {
-    let many = "unnest($1::integer[], $2::text[]) with ordinality as asked(partition, id, place)";
+    // Arrays that the planner looked into would be planned for again and again, which takes longer than
+    // to answer.
+    let many = "unnest((select $1::integer[]), (select $2::text[])) with ordinality
+            as asked(partition, id, place)";
     row_of(naming, table, "asked.place,", many, "asked.partition", "asked.id")
 }
 
@@ -322,9 +325,17 @@ fn row_of(
                     and parked.aggregate_id = {id}) as parked_position,
             held.version, held.epoch, held.position, held.data::text as data
         from {asked}
-        left join checkpoint on checkpoint.projection = '{projection}'
-            and checkpoint.version = {version} and checkpoint.partition = {partition}
-        left join "{table}" as held on held.aggregate_id = {id}"#
+        left join lateral (
+            select checkpoint.epoch, checkpoint.position from checkpoint
+            where checkpoint.projection = '{projection}' and checkpoint.version = {version}
+                and checkpoint.partition = {partition}
+            limit 1
+        ) as checkpoint on true
+        left join lateral (
+            select held.version, held.epoch, held.position, held.data from "{table}" as held
+            where held.aggregate_id = {id}
+            limit 1
+        ) as held on true"#
     )
 }
 

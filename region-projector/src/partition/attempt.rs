@@ -25,20 +25,15 @@ impl Running {
         let Partition { key, definition, held, pool, config, .. } = &self.partition;
         let mut attempt = Attempt::begin(pool).await?;
         let mut transaction = attempt.connection().begin().await?;
-        let (through, at) = (batch.through, Some(batch.committed_at));
+        let (through, is_folded) = (batch.through, folded.is_some());
         // First, so that everything else is read and written under the lock of its row: a database
         // that failed over may hand out a fence again, and then only the lock tells what is parked.
-        if !checkpoint::advance(&mut transaction, key, held, through, at).await? {
+        let Some(plan) = self.open(&mut transaction, batch, findings, folded).await? else {
             transaction.rollback().await?;
             self.explain(&mut attempt, through).await?;
             let plan = self.plan(&mut attempt, batch, findings).await?;
             attempt.finish();
             return Ok(Box::new(plan));
-        }
-        let is_folded = folded.is_some();
-        let plan = match folded {
-            Some(plan) => self.still_open(&mut transaction, batch, plan).await?,
-            None => Box::new(self.plan(&mut transaction, batch, findings).await?),
         };
         if let Some(failed) = reconsider(&plan, batch, findings) {
             transaction.rollback().await?;
@@ -65,6 +60,34 @@ impl Running {
         transaction.commit().await?;
         attempt.finish();
         Ok(plan)
+    }
+
+    /// Moves the checkpoint on and plans. `None` when it is not where we left it.
+    async fn open(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        findings: &Findings,
+        folded: Option<Box<Plan>>,
+    ) -> Result<Option<Box<Plan>>, Failed> {
+        let Partition { key, definition, held, .. } = &self.partition;
+        let events = findings.events(batch);
+        if folded.is_some() || events.clone().next().is_none() {
+            let at = Some(batch.committed_at);
+            if !checkpoint::advance(connection, key, held, batch.through, at).await? {
+                return Ok(None);
+            }
+            return Ok(Some(match folded {
+                Some(plan) => self.still_open(connection, batch, plan).await?,
+                None => Box::new(self.plan(connection, batch, findings).await?),
+            }));
+        }
+        let to = (batch.through, batch.committed_at);
+        let known = write::open(connection, definition, held, to, events.clone()).await?;
+        Ok(known.map(|mut known| {
+            let condemned = &findings.condemned;
+            Box::new(plan::plan(definition, held.partition, events, &mut known, condemned))
+        }))
     }
 
     /// What was folded ahead, unless an aggregate of it is parked by now.

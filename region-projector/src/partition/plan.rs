@@ -16,8 +16,7 @@ use crate::health::chain_of;
 /// Reason of an aggregate whose events leave a version out.
 pub(crate) const REASON_GAP: &str = "gap";
 
-/// What the database says about the aggregates of a batch, read under the lock of the partition's
-/// checkpoint.
+/// What the database says about the aggregates of a batch, as of when the partition's checkpoint was moved.
 #[derive(Debug, Default)]
 pub struct Known {
     /// States by aggregate id.

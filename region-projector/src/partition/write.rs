@@ -1,21 +1,23 @@
-//! Reads what a batch needs, and writes what it changes: one statement a table each way.
+//! Reads what a batch needs, and writes what it changes: one statement each way, since in a small batch it
+//! is the round trips that take the time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use consistency::Event;
-use projection::sql::{
-    ListStatements, RollupStatements, RowStatements, StateColumns, ViewStatements,
-};
+use consistency::{CommittedAt, Event};
+use projection::sql::{OpenedColumns, RollupStatements, RowStatements, StateColumns};
 use projection::{
-    Changes, CustomError, CustomEvent, ListChanges, ProjectionDefinition, ProjectionKind,
-    RollupChanges, RowChanges, StateWrites, StoredState, ViewChanges,
+    Changes, CustomError, CustomEvent, ProjectionDefinition, ProjectionKind, RollupChanges,
+    RowChanges, StateWrites, StoredState, ViewChanges,
 };
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryScalar;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
 use super::parking;
 use super::plan::{Known, Plan, Writes};
-use crate::checkpoint::VersionKey;
+use crate::chain::Mark;
+use crate::checkpoint::{Held, VersionKey};
 
 /// What the database knows about the aggregates of these events.
 pub async fn load<'a>(
@@ -29,6 +31,49 @@ pub async fn load<'a>(
     let kind = definition.aggregate_type().as_str();
     let parked = parking::parked(connection, key, kind, &ids).await?;
     Ok(Known { states: load_states(connection, definition, ids).await?, parked })
+}
+
+/// Moves the checkpoint on, and reads in the same snapshot what the database knows about the aggregates of
+/// these events. `None` when the checkpoint is not as `held` says, as of [`checkpoint::advance`].
+pub(super) async fn open<'a>(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    held: &Held,
+    (to, committed_at): (Mark, CommittedAt),
+    events: impl IntoIterator<Item = &'a Event>,
+) -> Result<Option<Known>, sqlx::Error> {
+    let ids: BTreeSet<&str> = events.into_iter().map(|event| event.aggregate.id()).collect();
+    let ids: Vec<&str> = ids.into_iter().collect();
+    let statement = AssertSqlSafe(definition.statements().open.clone());
+    let rows: Vec<OpenedColumns> = sqlx::query_as(statement)
+        .bind(i32::from(held.partition))
+        .bind(held.epoch.as_i32())
+        .bind(held.mark.position.as_i64())
+        .bind(held.fence)
+        .bind(to.position.as_i64())
+        .bind(to.id.get())
+        .bind(committed_at.unix_micros())
+        .bind(&ids)
+        .fetch_all(connection)
+        .await?;
+    let mut known = Known { states: HashMap::new(), parked: HashSet::new() };
+    for (moved, id, is_parked, version, epoch, position, created, state) in rows {
+        if !moved {
+            return Ok(None);
+        }
+        if is_parked {
+            known.parked.insert(id.clone());
+        }
+        if let (Some(version), Some(epoch), Some(position), Some(created)) =
+            (version, epoch, position, created)
+        {
+            let columns = (id, version, epoch, position, created, state);
+            let (id, stored) = StoredState::from_columns(columns)
+                .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+            known.states.insert(id, stored);
+        }
+    }
+    Ok(Some(known))
 }
 
 /// The states of these aggregates.
@@ -56,34 +101,19 @@ pub async fn write(
 ) -> Result<bool, sqlx::Error> {
     parking::park(connection, key, partition, &plan.parkings).await?;
     parking::bury(connection, key, &plan.letters).await?;
-    let statements = definition.statements();
     match &plan.writes {
-        Writes::Document(changes) => {
-            return write_document(connection, definition, changes).await;
-        }
+        Writes::Document(changes) => write_document(connection, definition, changes).await,
         Writes::Rollup(states, changes) => {
-            if !write_states(connection, definition, states).await? {
-                return Ok(false);
-            }
-            for view in &statements.views {
-                match view {
-                    ViewStatements::Rollup(view) => add(connection, view, changes).await?,
-                    ViewStatements::Row(_)
-                    | ViewStatements::List(_)
-                    | ViewStatements::Search(_) => {
-                        unreachable!("a rollup has a rollup view only")
-                    }
-                }
-            }
+            write_rollup(connection, definition, states, changes).await
         }
         Writes::Custom(states, events) => {
             if !write_states(connection, definition, states).await? {
                 return Ok(false);
             }
             write_custom(connection, definition, events).await?;
+            Ok(true)
         }
     }
-    Ok(true)
 }
 
 /// Writes what a batch changes in a document projection: its states, and the rows of its views. `false` when a
@@ -93,30 +123,67 @@ pub async fn write_document(
     definition: &ProjectionDefinition,
     changes: &Changes,
 ) -> Result<bool, sqlx::Error> {
-    if !write_states(connection, definition, &changes.states).await? {
-        return Ok(false);
+    if changes.is_empty() {
+        return Ok(true);
     }
-    for (view, changes) in definition.statements().views.iter().zip(&changes.views) {
-        match (view, changes) {
-            (ViewStatements::Row(view), ViewChanges::Row(changes)) => {
-                write_rows(connection, view, changes).await?;
-            }
-            (ViewStatements::Search(view), ViewChanges::Row(changes)) => {
-                put_rows(connection, &view.delete, &view.upsert, changes).await?;
-            }
-            (ViewStatements::List(view), ViewChanges::List(changes)) => {
-                write_list(connection, view, changes).await?;
-            }
-            (
-                ViewStatements::Row(_)
-                | ViewStatements::List(_)
-                | ViewStatements::Rollup(_)
-                | ViewStatements::Search(_),
-                ViewChanges::Row(_) | ViewChanges::List(_),
-            ) => unreachable!("changes are gathered in the order of the views"),
-        }
+    let statement = AssertSqlSafe(definition.statements().write.clone());
+    let states = bind_states(sqlx::query_scalar(statement), &changes.states);
+    let all = changes.views.iter().fold(states, |all, changes| match changes {
+        ViewChanges::Row(rows) => all
+            .bind(&rows.deleted_ids)
+            .bind(&rows.aggregate_ids)
+            .bind(&rows.versions)
+            .bind(&rows.epochs)
+            .bind(&rows.positions)
+            .bind(&rows.data),
+        ViewChanges::List(items) => all
+            .bind(&items.deleted_keys)
+            .bind(&items.deleted_created_positions)
+            .bind(&items.deleted_ids)
+            .bind(&items.list_keys)
+            .bind(&items.created_positions)
+            .bind(&items.aggregate_ids)
+            .bind(&items.data),
+    });
+    are_all_written(all.fetch_one(connection).await?, &changes.states)
+}
+
+/// The same of a rollup: what it has counted, and what is added to its rows.
+async fn write_rollup(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    states: &StateWrites,
+    changes: &RollupChanges,
+) -> Result<bool, sqlx::Error> {
+    if states.aggregate_ids.is_empty() {
+        return Ok(true);
     }
-    Ok(true)
+    let statement = AssertSqlSafe(definition.statements().write.clone());
+    let all = bind_states(sqlx::query_scalar(statement), states)
+        .bind(&changes.keys)
+        .bind(&changes.partitions)
+        .bind(&changes.epochs)
+        .bind(&changes.positions);
+    let all = changes.columns.iter().fold(all, |all, column| all.bind(column));
+    are_all_written(all.fetch_one(connection).await?, states)
+}
+
+type Scalar<'q> = QueryScalar<'q, Postgres, i64, PgArguments>;
+
+fn bind_states<'q>(statement: Scalar<'q>, states: &'q StateWrites) -> Scalar<'q> {
+    statement
+        .bind(&states.aggregate_ids)
+        .bind(&states.partitions)
+        .bind(&states.previous_versions)
+        .bind(&states.versions)
+        .bind(&states.epochs)
+        .bind(&states.positions)
+        .bind(&states.created_positions)
+        .bind(&states.states)
+}
+
+fn are_all_written(written: i64, states: &StateWrites) -> Result<bool, sqlx::Error> {
+    Ok(usize::try_from(written) == Ok(states.aggregate_ids.len()))
 }
 
 async fn write_custom(
@@ -147,18 +214,8 @@ pub async fn write_states(
         return Ok(true);
     }
     let statement = AssertSqlSafe(definition.statements().write_states.clone());
-    let written: i64 = sqlx::query_scalar(statement)
-        .bind(&states.aggregate_ids)
-        .bind(&states.partitions)
-        .bind(&states.previous_versions)
-        .bind(&states.versions)
-        .bind(&states.epochs)
-        .bind(&states.positions)
-        .bind(&states.created_positions)
-        .bind(&states.states)
-        .fetch_one(connection)
-        .await?;
-    Ok(usize::try_from(written) == Ok(states.aggregate_ids.len()))
+    let written = bind_states(sqlx::query_scalar(statement), states).fetch_one(connection).await?;
+    are_all_written(written, states)
 }
 
 /// Writes what changed in a row view.
@@ -186,31 +243,6 @@ async fn put_rows(
             .bind(&changes.versions)
             .bind(&changes.epochs)
             .bind(&changes.positions)
-            .bind(&changes.data)
-            .execute(connection)
-            .await?;
-    }
-    Ok(())
-}
-
-async fn write_list(
-    connection: &mut PgConnection,
-    view: &ListStatements,
-    changes: &ListChanges,
-) -> Result<(), sqlx::Error> {
-    if !changes.deleted_keys.is_empty() {
-        sqlx::query(AssertSqlSafe(view.delete.clone()))
-            .bind(&changes.deleted_keys)
-            .bind(&changes.deleted_created_positions)
-            .bind(&changes.deleted_ids)
-            .execute(&mut *connection)
-            .await?;
-    }
-    if !changes.list_keys.is_empty() {
-        sqlx::query(AssertSqlSafe(view.upsert.clone()))
-            .bind(&changes.list_keys)
-            .bind(&changes.created_positions)
-            .bind(&changes.aggregate_ids)
             .bind(&changes.data)
             .execute(connection)
             .await?;

@@ -18,6 +18,19 @@ use crate::sharing::rows::Snapshot;
 use crate::start::{StartError, key_of};
 use crate::versions::Version;
 
+/// What those who apply want of their connections. Nobody waits for the disk: rows and the checkpoint that
+/// vouches for them are lost together in a crash of the database, and are applied again. Every statement
+/// finds its rows by their keys, also when it was planned while the tables were empty; to plan it again for
+/// each batch takes longer than to run it.
+const APPLYING: [(&str, &str); 6] = [
+    ("synchronous_commit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+];
+
 /// The engines of one epoch.
 pub(super) struct Engines<'a> {
     work: &'a Work,
@@ -120,7 +133,7 @@ impl<'a> Engines<'a> {
         // A writer looks at what comes next while it commits, and checkpoints are looked at as well.
         let connections_max = u32::try_from(2 * config.writers_max + 1).unwrap_or(u32::MAX);
         let database = PostgresConfig { connections_max, ..self.work.config.database.clone() };
-        let pool = postgres::connect(&database, SERVICE)?;
+        let pool = postgres::connect_with(&database, SERVICE, |it| it.options(APPLYING))?;
         Ok(Shared { pool, config, ..self.shared.clone() })
     }
 }

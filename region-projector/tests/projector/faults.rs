@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use compose::nats::Server;
+use compose::postgres::{Cluster, Options};
 use consistency::{Epoch, EventId, Position};
 use process::admin::Condition;
 use process::config::Period;
 use region_projector::chain::Mark;
 use region_projector::checkpoint::{self, Held};
 
+use crate::log::TestLog;
 use crate::tally::domain;
 use crate::world::{World, eventually, stop, tallies};
 
@@ -72,6 +75,59 @@ async fn a_killed_database_is_waited_for() {
     assert_eq!(world.tally("a").await, Some((3, 3)));
     eventually("it is ready again", async || projector.readiness().is_ready()).await;
     stop(projector).await;
+}
+
+#[tokio::test]
+async fn commits_that_a_crash_of_the_database_takes_back_are_made_again() {
+    // What nobody waits for stays in the server's memory.
+    let settings = vec![("wal_writer_delay".to_owned(), "10s".to_owned())];
+    let postgres = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
+    let nats = Server::start_single().await.unwrap();
+    let mut world = World::around(nats, postgres, TestLog::start().await).await;
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("a", 1).await).await;
+    sqlx::query("checkpoint").execute(&world.pool).await.unwrap();
+    let fences = "select sum(fence)::bigint from checkpoint";
+    let taken = world.count(fences).await;
+    let mut added = 1;
+    // The server writes now and then all the same: then a round takes nothing back. When it does, the
+    // partitions are taken anew, at where they stand.
+    while world.count(fences).await == taken {
+        assert!(added < 500, "nothing is ever taken back");
+        let mut last = Position::ZERO;
+        for _ in 0..50 {
+            last = world.add("a", 1).await;
+            added += 1;
+        }
+        world.stored(last).await;
+        world.postgres.kill().await.unwrap();
+        world.postgres.start_again().await.unwrap();
+        world.stored(last).await;
+    }
+    assert_eq!(world.tally("a").await, Some((added, added)));
+    assert_eq!(world.list("new").await, ["a"]);
+    stop(projector).await;
+}
+
+#[tokio::test]
+async fn rows_are_found_by_their_keys_however_few_there_were_at_first() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    world.stored(world.add("a-0", 1).await).await;
+    // A table of one row is quicker read through than looked up in, as long as it has one row.
+    sqlx::query("vacuum analyze tallies_v1_state").execute(&world.pool).await.unwrap();
+    for n in 1..40 {
+        let id = format!("a-{n}");
+        world.add(&id, 1).await;
+        eventually("it is applied", async || world.tally(&id).await.is_some()).await;
+    }
+    stop(projector).await;
+    // Counted a moment after the connections that did it are gone.
+    let found = "select idx_scan from pg_stat_user_tables where relname = 'tallies_v1_state'";
+    eventually("it is counted", async || 40 <= world.count(found).await).await;
+    let read_through =
+        "select seq_scan from pg_stat_user_tables where relname = 'tallies_v1_state'";
+    assert!(world.count(read_through).await < 10);
 }
 
 #[tokio::test]

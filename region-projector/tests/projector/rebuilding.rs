@@ -207,9 +207,11 @@ impl World {
         let mut blocking = self.pool.begin().await.unwrap();
         sqlx::query(statement).execute(&mut *blocking).await.unwrap();
         let child = self.rebuilding();
+        // Long enough that it is this lock and no other that is about to be given back.
         let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
                      and application_name = 'region-projector-rebuild'
-                     and datname = current_database()";
+                     and datname = current_database()
+                     and clock_timestamp() - query_start > interval '500 milliseconds'";
         eventually(statement, async || 0 < self.count(waits).await).await;
         child.kill().await;
         blocking.rollback().await.unwrap();

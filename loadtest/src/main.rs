@@ -20,8 +20,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use bare::Bare;
 use clap::Parser;
+use mimalloc::MiMalloc;
 use report::Report;
 use rows::Row;
+
+// As the services have it, since some rows run their parts in this process.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Measures, prints a Markdown table and writes a report.
 #[derive(Debug, Parser)]

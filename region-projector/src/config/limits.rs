@@ -56,7 +56,7 @@ impl Default for ApplyConfig {
             batch_bytes_max: 16 * 1024 * 1024,
             queue_bytes_max: 64 * 1024 * 1024,
             batch_ms_max: 500,
-            queue_chunks_max: 16,
+            queue_chunks_max: 256,
             writers_max: 4,
             partitions: None,
             idle_store_interval: Period::from_secs(1),

@@ -34,7 +34,7 @@ pub async fn load<'a>(
 }
 
 /// Moves the checkpoint on, and reads in the same snapshot what the database knows about the aggregates of
-/// these events. `None` when the checkpoint is not as `held` says, as of [`checkpoint::advance`].
+/// these events. `None` when the checkpoint is not as `held` says, as of [`crate::checkpoint::advance`].
 pub(super) async fn open<'a>(
     connection: &mut PgConnection,
     definition: &ProjectionDefinition,

@@ -118,7 +118,7 @@ impl Crowd<'_> {
 
     /// Appends to the first order, and answers the token of whoever has seen that.
     async fn write(&self) -> anyhow::Result<String> {
-        let body = r#"{"events":[{"type":"ItemAdded","data":{"product_id":"p-1","product_name":"Tide table","unit_price_cents":1,"quantity":1}}]}"#;
+        let body = r#"{"events":[{"type":"ItemAdded","data":{"product_id":"p-late","product_name":"Tide clock","unit_price_cents":1,"quantity":1}}]}"#;
         let request = format!(
             "POST /v1/aggregates/order/{}/events HTTP/1.1\r\nhost: bench\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",

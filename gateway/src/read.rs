@@ -175,8 +175,9 @@ impl Read<'_> {
         }
     }
 
-    /// What memory says of the region. The database is asked at once where memory cannot tell: before it knows the
-    /// projection, when it may have missed hints, and when only the row can say whether it is enough.
+    /// What memory says of the region. The database is asked at once where memory cannot tell: before it
+    /// knows the projection, when it may have missed hints, and when only the row can say whether it is
+    /// enough.
     async fn first_check(&mut self) -> Facts {
         let standing = self.gateway.currency.standing(&self.target.projection, self.partitions());
         let evidence =

@@ -32,9 +32,9 @@ use crate::{
     upstream::{Upstream, UpstreamError},
 };
 
-/// As collectors know it.
 /// Rows are found by their keys, also by statements that were planned while there were few.
 const READING: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
+/// As collectors know it.
 const SERVICE: &str = "tidemark-gateway";
 /// How long a primary tries to open its log before it gives up.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -126,8 +126,7 @@ pub async fn start(
     readiness.set("database", Condition::NotReady("not looked at yet".to_owned()));
     let routes = Routes::new(&config.routes, &domain, &config.read.policy)?;
     let domain = Arc::new(domain);
-    let pool =
-        postgres::connect_with(&config.database, "tidemark-gateway", |it| it.options(READING))?;
+    let pool = postgres::connect_with(&config.database, SERVICE, |it| it.options(READING))?;
     let queries_max = config.read.queries_max;
     let read_models = ReadModels::new(pool, &domain, queries_max, config.gather());
     let nats = nats::connect(&config.nats, &format!("gateway {}", config.region)).await?;

@@ -123,7 +123,7 @@ pub struct RowStatements {
     pub read_many: Arc<str>,
 }
 
-/// The statements of a list view. Deletes run before upserts.
+/// The statements of a list view. Deletes run before upserts, or at once with them: no row is in both.
 #[derive(Debug)]
 pub struct ListStatements {
     /// List keys, created positions, aggregate ids, as in [`crate::ListChanges`].

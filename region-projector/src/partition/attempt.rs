@@ -26,8 +26,9 @@ impl Running {
         let mut attempt = Attempt::begin(pool).await?;
         let mut transaction = attempt.connection().begin().await?;
         let (through, is_folded) = (batch.through, folded.is_some());
-        // First, so that everything else is read and written under the lock of its row: a database
-        // that failed over may hand out a fence again, and then only the lock tells what is parked.
+        // First, so that everything else is written under the lock of its row. A database that failed over
+        // may hand out a fence again; then the place that the checkpoint stands at tells who came first, and
+        // with it what is parked.
         let Some(plan) = self.open(&mut transaction, batch, findings, folded).await? else {
             transaction.rollback().await?;
             self.explain(&mut attempt, through).await?;

@@ -224,21 +224,12 @@ pub async fn write_rows(
     view: &RowStatements,
     changes: &RowChanges,
 ) -> Result<(), sqlx::Error> {
-    put_rows(connection, &view.delete, &view.upsert, changes).await
-}
-
-async fn put_rows(
-    connection: &mut PgConnection,
-    delete: &Arc<str>,
-    upsert: &Arc<str>,
-    changes: &RowChanges,
-) -> Result<(), sqlx::Error> {
     if !changes.deleted_ids.is_empty() {
-        let delete = sqlx::query(AssertSqlSafe(Arc::clone(delete)));
+        let delete = sqlx::query(AssertSqlSafe(Arc::clone(&view.delete)));
         delete.bind(&changes.deleted_ids).execute(&mut *connection).await?;
     }
     if !changes.aggregate_ids.is_empty() {
-        sqlx::query(AssertSqlSafe(Arc::clone(upsert)))
+        sqlx::query(AssertSqlSafe(Arc::clone(&view.upsert)))
             .bind(&changes.aggregate_ids)
             .bind(&changes.versions)
             .bind(&changes.epochs)

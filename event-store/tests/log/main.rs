@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
+mod alone;
 mod append;
 mod cluster;
 mod contract;

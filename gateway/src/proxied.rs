@@ -7,11 +7,13 @@ mod backend;
 mod config;
 mod forward;
 mod headers;
+mod lines;
 mod read;
 
+use bytes::Bytes;
 use consistency::{Name, Policy};
 use http::{Method, StatusCode, header};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as HttpBody, Incoming};
 use projection::Domain;
 
 use self::backend::{Asked, Backend, BackendError};
@@ -209,12 +211,11 @@ fn unanswered(error: BackendError) -> Error {
 }
 
 /// A body on its way to the caller, unless it is known to be too large.
-fn passed<H: Send + Unpin + 'static>(
-    body: Incoming,
-    status: StatusCode,
-    bounds: BodyBounds,
-    held: H,
-) -> Result<Body, Error> {
+fn passed<B, H>(body: B, status: StatusCode, bounds: BodyBounds, held: H) -> Result<Body, Error>
+where
+    B: HttpBody<Data = Bytes, Error = hyper::Error> + Send + Unpin + 'static,
+    H: Send + Unpin + 'static,
+{
     if bounds.bytes_max < body.size_hint().lower() {
         return Err(Error::UpstreamAnswer("its answer is too large"));
     }

@@ -254,6 +254,7 @@ pub(crate) async fn compare_tables(
     scope: Scope,
 ) -> Result<Parity, ParityError> {
     let mut parity = Parity { left_out_count: whose.left_out.len(), ..Parity::default() };
+    // Whether both hold the same events of everybody, which sums are of.
     let mut same_events = false;
     for table in &one.tables {
         let is_twin = |twin: &&ParityTable| twin.name == table.name && twin.of == table.of;
@@ -265,34 +266,41 @@ pub(crate) async fn compare_tables(
         };
         let pair = [table, twin];
         match (table.of, scope) {
-            (ParityOf::Versions, _) => {
-                same_events =
-                    whose.only.is_none() && is_same(connection, pair, &Whose::everybody()).await?;
-                let compared = checksum(connection, table, whose).await?;
-                parity.compared_count = compared.whole().line_count();
-            }
-            (ParityOf::States | ParityOf::Rows | ParityOf::Sums, Scope::Versions) => continue,
-            (ParityOf::Sums, Scope::Rows) if !same_events => {
+            (ParityOf::Versions, _) | (ParityOf::States | ParityOf::Rows, Scope::Rows) => {}
+            (ParityOf::Sums, Scope::Rows) if same_events => {}
+            (ParityOf::Sums, Scope::Rows) => {
                 parity.not_compared.push(table.name.clone());
                 continue;
             }
-            (ParityOf::States | ParityOf::Rows | ParityOf::Sums, Scope::Rows) => {}
+            (ParityOf::States | ParityOf::Rows | ParityOf::Sums, Scope::Versions) => continue,
         }
-        if !is_same(connection, pair, whose).await? {
+        let [one, other] = digests(connection, pair, whose).await?;
+        let is_same = one == other;
+        if !is_same {
             parity.differences.extend(differences(connection, pair, whose).await?);
+        }
+        if table.of == ParityOf::Versions {
+            parity.compared_count = one.line_count();
+            same_events = match whose {
+                Whose { only: Some(_), .. } => false,
+                Whose { left_out, only: None } if left_out.is_empty() => is_same,
+                Whose { only: None, .. } => {
+                    let [one, other] = digests(connection, pair, &Whose::everybody()).await?;
+                    one == other
+                }
+            };
         }
     }
     Ok(parity)
 }
 
-async fn is_same(
+async fn digests(
     connection: &mut PgConnection,
     [one, other]: [&ParityTable; 2],
     whose: &Whose,
-) -> Result<bool, ParityError> {
-    let one = checksum(connection, one, whose).await?;
-    let other = checksum(connection, other, whose).await?;
-    Ok(one.whole() == other.whole())
+) -> Result<[Digest; 2], ParityError> {
+    let one = checksum(connection, one, whose).await?.whole();
+    Ok([one, checksum(connection, other, whose).await?.whole()])
 }
 
 async fn checksum(

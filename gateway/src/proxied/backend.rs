@@ -1,28 +1,24 @@
 //! The user's own service in this region.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as StdError, sync::Arc};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, uri::Scheme};
-use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    uri::{PathAndQuery, Scheme},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 
-use super::config::RouteConfig;
+use super::{
+    config::RouteConfig,
+    lines::{Answered, LineError, Lines},
+};
 use crate::{
     body::{Body, Fault},
     upstream::is_timeout,
 };
-
-/// Idle connections that are kept for the next requests.
-const IDLE_CONNECTIONS_MAX: usize = 128;
-/// Shorter than services usually keep theirs, so that few requests meet one that is being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Why the service did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +28,10 @@ pub enum BackendError {
     NoBudget,
     /// No connection; nothing was sent.
     #[error("the service cannot be connected to")]
-    Connect(#[source] hyper_util::client::legacy::Error),
+    Connect(#[source] Box<dyn StdError + Send + Sync>),
     /// The connection was lost after something may have been sent.
     #[error("the connection to the service was lost")]
-    Lost(#[source] hyper_util::client::legacy::Error),
+    Lost(#[source] hyper::Error),
     /// The request's own body broke off.
     #[error("{0}")]
     Body(Fault),
@@ -45,6 +41,17 @@ pub enum BackendError {
     /// The request cannot be written.
     #[error("the request cannot be passed on")]
     Malformed(#[from] http::Error),
+}
+
+impl BackendError {
+    /// The connection failed, and not because something took too long: another one may do.
+    fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Connect(error) => !is_timeout(&**error),
+            Self::Lost(error) => !is_timeout(error),
+            Self::NoBudget | Self::Body(_) | Self::Deadline | Self::Malformed(_) => false,
+        }
+    }
 }
 
 /// What is asked of it.
@@ -72,7 +79,7 @@ pub struct Served {
     /// The headers.
     pub headers: HeaderMap,
     /// The body.
-    pub body: Incoming,
+    pub body: Answered,
     /// What the exchange takes of the budget, until the body is over.
     pub held: OwnedSemaphorePermit,
 }
@@ -80,25 +87,21 @@ pub struct Served {
 /// The way to it.
 #[derive(Debug)]
 pub struct Backend {
-    client: Client<HttpConnector, Body>,
-    authority: http::uri::Authority,
+    lines: Lines,
+    host: HeaderValue,
     budget: Arc<Semaphore>,
 }
 
 impl Backend {
     /// Of a route; `None` when its URL is none.
     pub fn new(config: &RouteConfig) -> Option<Self> {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(config.connect_timeout.get()));
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector);
+        let authority = config.authority()?;
+        // As a client that leaves out the port that everybody expects.
+        let host = HeaderValue::from_str(authority.as_str().trim_end_matches(":80")).ok()?;
+        let address = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query("/");
+        let lines = Lines::new(address.build().ok()?, config.connect_timeout.get());
         let budget = Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS)));
-        Some(Self { client, authority: config.authority()?, budget })
+        Some(Self { lines, host, budget })
     }
 
     /// Asks, once more if it is safe to and the connection was to blame.
@@ -112,12 +115,10 @@ impl Backend {
         Ok(Served { status, version, headers, body, held })
     }
 
-    async fn exchange(&self, asked: Asked<'_>) -> Result<Response<Incoming>, BackendError> {
+    async fn exchange(&self, asked: Asked<'_>) -> Result<Response<Answered>, BackendError> {
         let again = asked.again();
         match (self.send(asked).await, again) {
-            (Err(BackendError::Connect(error) | BackendError::Lost(error)), Some(again))
-                if !is_timeout(&error) =>
-            {
+            (Err(error), Some(again)) if error.is_of_connection() => {
                 tracing::debug!(%error, "asked the service once more");
                 self.send(again).await
             }
@@ -125,21 +126,18 @@ impl Backend {
         }
     }
 
-    async fn send(&self, mut asked: Asked<'_>) -> Result<Response<Incoming>, BackendError> {
+    async fn send(&self, mut asked: Asked<'_>) -> Result<Response<Answered>, BackendError> {
         let fault = asked.body.watch();
-        let uri = Uri::builder()
-            .scheme(Scheme::HTTP)
-            .authority(self.authority.clone())
-            .path_and_query(asked.path_and_query)
-            .build()?;
+        let path_and_query = PathAndQuery::try_from(asked.path_and_query);
         let mut request = Request::new(asked.body);
         *request.method_mut() = asked.method.clone();
-        *request.uri_mut() = uri;
+        *request.uri_mut() = path_and_query.map_err(http::Error::from)?.into();
         *request.headers_mut() = asked.headers;
-        self.client.request(request).await.map_err(|error| match fault.get() {
-            Some(fault) => BackendError::Body(*fault),
-            None if error.is_connect() => BackendError::Connect(error),
-            None => BackendError::Lost(error),
+        request.headers_mut().insert(header::HOST, self.host.clone());
+        self.lines.send(request).await.map_err(|error| match (fault.get(), error) {
+            (Some(fault), _) => BackendError::Body(*fault),
+            (None, LineError::Connect(error)) => BackendError::Connect(error),
+            (None, LineError::Lost(error)) => BackendError::Lost(error),
         })
     }
 }

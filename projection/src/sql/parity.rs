@@ -99,11 +99,12 @@ impl ParityStatements {
 
 impl ParityTable {
     fn new(name: &str, of: ParityOf, lines: String) -> Self {
-        let hash = |seed: u8| {
-            format!("coalesce(sum(hashtextextended(row(key, says)::text, {seed})), 0)::text")
-        };
+        let hash = |seed: u8| format!("coalesce(sum(hashtextextended(line, {seed})), 0)::text");
+        // Without `offset` each hash would make its own text of the line.
         let checksum = format!(
-            "select partition, count(*), {}, {} from ({lines}) as lines
+            "select partition, count(*), {}, {} from (
+                select partition, row(key, says)::text as line from ({lines}) as lines offset 0
+            ) as hashed
             group by partition order by partition",
             hash(0),
             hash(1)

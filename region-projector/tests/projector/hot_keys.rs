@@ -28,9 +28,10 @@ async fn a_projector_keeps_up_with_an_aggregate_that_takes_half_of_all_events() 
 
     let url = format!("http://{}/status", projector.admin_address());
     let status: Value = reqwest::get(url).await.unwrap().json().await.unwrap();
-    let hottest = &status["projections"][0]["hot_keys"][0];
-    assert_eq!(hottest["aggregate_id"], "hot", "{status}");
-    assert!(1_000 <= hottest["events_last_minute"].as_u64().unwrap(), "{status}");
+    let hot_keys = &status["projections"][0]["hot_keys"];
+    assert_eq!(hot_keys[0]["aggregate_id"], "hot", "{status}");
+    let count = |at: usize| hot_keys[at]["events_last_minute"].as_u64().unwrap();
+    assert!(10 * count(1) < count(0), "{status}");
     assert!(0.0 < status["projections"][0]["rate"].as_f64().unwrap(), "{status}");
     stop(projector).await;
 }

@@ -1,0 +1,158 @@
+use http::{HeaderValue, Method, header};
+use http_body_util::BodyExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    sync::mpsc::{self, UnboundedReceiver},
+};
+
+use super::*;
+
+const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ntide";
+const EMPTY: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nti\r\n2\r\nde\r\n0\r\n\r\n";
+const HALF: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nti";
+
+/// What a service does with a request.
+#[derive(Clone, Copy)]
+enum Reaction {
+    Answer(&'static str),
+    AnswerAndClose(&'static str),
+    Close,
+}
+
+/// A service that reacts as told, request by request, on whichever connection.
+struct Script {
+    lines: Lines,
+    /// The number of the connection, for each request and, negative, for each one closed by its caller.
+    seen: UnboundedReceiver<i64>,
+}
+
+impl Script {
+    async fn of(reactions: &[Reaction]) -> Script {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        let left = Arc::new(Mutex::new(reactions.to_vec().into_iter()));
+        let (see, seen) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            for nth in 1.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (left, see) = (Arc::clone(&left), see.clone());
+                tokio::spawn(async move {
+                    let mut request = [0; 1024];
+                    // Requests here are small enough to come at once.
+                    while 0 < stream.read(&mut request).await.unwrap_or(0) {
+                        see.send(nth).unwrap();
+                        let reaction = left.lock().unwrap().next().expect("no more requests");
+                        match reaction {
+                            Reaction::Close => return,
+                            Reaction::Answer(text) => {
+                                stream.write_all(text.as_bytes()).await.unwrap();
+                            }
+                            Reaction::AnswerAndClose(text) => {
+                                stream.write_all(text.as_bytes()).await.unwrap();
+                                return;
+                            }
+                        }
+                    }
+                    see.send(-nth).unwrap();
+                });
+            }
+        });
+        Script { lines: Lines::new(address.parse().unwrap(), Duration::from_secs(5)), seen }
+    }
+
+    async fn ask(&self) -> Result<Response<Answered>, LineError> {
+        let mut request = Request::new(Body::from(Bytes::from("high water?")));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::from_static("/notes");
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("notes"));
+        self.lines.send(request).await
+    }
+
+    async fn answer(&self) -> String {
+        let body = self.ask().await.unwrap().into_body().collect().await.unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    async fn saw(&mut self, count: usize) -> Vec<i64> {
+        let mut saw = Vec::new();
+        for _ in 0..count {
+            saw.push(self.seen.recv().await.unwrap());
+        }
+        saw
+    }
+}
+
+#[tokio::test]
+async fn a_line_is_used_again_once_its_answer_is_over() {
+    let answers = [WHOLE, CHUNKED, EMPTY, WHOLE, WHOLE, WHOLE];
+    let mut service = Script::of(&answers.map(Reaction::Answer)).await;
+    for answer in ["tide", "tide", ""] {
+        assert_eq!(service.answer().await, answer);
+    }
+    // Nobody has to ask an answer without a body for it.
+    drop(service.ask().await.unwrap());
+    assert_eq!(service.saw(4).await, [1, 1, 1, 1]);
+    assert_eq!(service.saw(1).await, [-1], "this one had a body that nobody read");
+    let (one, other) = (service.ask().await.unwrap(), service.ask().await.unwrap());
+    assert_eq!(service.saw(2).await, [2, 3]);
+    for answer in [one, other] {
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "tide");
+    }
+    assert_eq!(service.lines.idle().lines.len(), 2);
+}
+
+#[tokio::test]
+async fn a_line_that_its_service_has_closed_is_not_sent_on() {
+    let reactions =
+        [Reaction::AnswerAndClose(WHOLE), Reaction::AnswerAndClose(EMPTY), Reaction::Answer(WHOLE)];
+    let mut service = Script::of(&reactions).await;
+    for answer in ["tide", "", "tide"] {
+        assert_eq!(service.answer().await, answer);
+        // What the service does next has arrived when this turn is over.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(service.saw(3).await, [1, 2, 3], "each arrived once");
+}
+
+#[tokio::test]
+async fn a_line_that_is_lost_under_way_is_told_and_not_kept() {
+    let reactions = [
+        Reaction::Close,
+        Reaction::AnswerAndClose(HALF),
+        Reaction::Answer(HALF),
+        Reaction::Answer(WHOLE),
+    ];
+    let mut service = Script::of(&reactions).await;
+    assert!(matches!(service.ask().await, Err(LineError::Lost(_))));
+    service.ask().await.unwrap().into_body().collect().await.unwrap_err();
+    let mut left = service.ask().await.unwrap().into_body();
+    assert_eq!(left.frame().await.unwrap().unwrap().into_data().unwrap(), "ti");
+    drop(left);
+    assert_eq!(service.saw(4).await, [1, 2, 3, -3]);
+    assert_eq!(service.answer().await, "tide");
+    assert_eq!(service.saw(1).await, [4]);
+}
+
+#[tokio::test]
+async fn nobody_to_connect_to_is_told_as_that() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    drop(listener);
+    let (_, seen) = mpsc::unbounded_channel();
+    let nobody = Script { lines: Lines::new(address, Duration::from_secs(5)), seen };
+    assert!(matches!(nobody.ask().await, Err(LineError::Connect(_))));
+}
+
+#[tokio::test]
+async fn idle_lines_are_closed_after_a_while() {
+    let mut service = Script::of(&[WHOLE; 2].map(Reaction::Answer)).await;
+    assert_eq!(service.answer().await, "tide");
+    assert_eq!(service.saw(1).await, [1]);
+    tokio::time::pause();
+    assert_eq!(service.saw(1).await, [-1]);
+    assert_eq!(service.answer().await, "tide");
+    assert_eq!(service.saw(1).await, [2]);
+}

@@ -17,6 +17,7 @@ mod gather;
 mod idempotency;
 mod lease;
 mod log;
+mod moment;
 mod refusal;
 mod relay;
 mod snapshot;

@@ -1,13 +1,14 @@
 //! Reading the log.
 
 use consistency::{
-    AggregateId, CommittedAt, Epoch, EpochHistory, Event, EventId, LogId, LogPosition, Name,
-    Position, SchemaVersion, Traceparent, Version,
+    AggregateId, Epoch, EpochHistory, Event, EventId, LogId, LogPosition, Name, Position,
+    SchemaVersion, Traceparent, Version,
 };
 use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use crate::ReadError;
+use crate::moment::Moment;
 use crate::refusal::{Refusal, RefusalKind};
 
 /// The end of the log.
@@ -126,15 +127,16 @@ pub(crate) async fn read_aggregate(
         Row,
         r#"select position, epoch, id, previous_id, aggregate_type, aggregate_id, version,
                   event_type, schema_version,
-                  (extract(epoch from committed_at) * 1000000)::bigint as "committed_at_micros!",
+                  committed_at as "committed_at: Moment",
                   correlation_id, causation_id, idempotency_key_hash, traceparent,
                   data::text as "data!"
            from (
                select *,
-                      sum(octet_length(data::text)) over (order by version) as bytes_so_far,
-                      row_number() over (order by version) as nth
+                      sum(octet_length(data::text)) over so_far as bytes_so_far,
+                      row_number() over so_far as nth
                from event
                where aggregate_type = $1 and aggregate_id = $2 and version >= $3
+               window so_far as (order by version rows unbounded preceding)
                order by version
                limit $4
            ) as candidate
@@ -193,15 +195,16 @@ pub(crate) async fn read_range(
         Row,
         r#"select position, epoch, id, previous_id, aggregate_type, aggregate_id, version,
                   event_type, schema_version,
-                  (extract(epoch from committed_at) * 1000000)::bigint as "committed_at_micros!",
+                  committed_at as "committed_at: Moment",
                   correlation_id, causation_id, idempotency_key_hash, traceparent,
                   data::text as "data!"
            from (
                select *,
-                      sum(octet_length(data::text)) over (order by position) as bytes_so_far,
-                      row_number() over (order by position) as nth
+                      sum(octet_length(data::text)) over so_far as bytes_so_far,
+                      row_number() over so_far as nth
                from event
                where position > $1
+               window so_far as (order by position rows unbounded preceding)
                order by position
                limit (select $2::bigint)
            ) as candidate
@@ -226,7 +229,7 @@ pub(crate) struct Row {
     pub version: i64,
     pub event_type: String,
     pub schema_version: i16,
-    pub committed_at_micros: i64,
+    pub committed_at: Moment,
     pub correlation_id: Uuid,
     pub causation_id: Uuid,
     pub idempotency_key_hash: Option<Vec<u8>>,
@@ -254,7 +257,7 @@ impl Row {
             version: version(at, self.version)?,
             event_type: name(self.event_type, "event type")?,
             schema_version: schema_version.ok_or(corrupt(at, "schema version"))?,
-            committed_at: CommittedAt::from_unix_micros(self.committed_at_micros),
+            committed_at: self.committed_at.0,
             correlation_id: self.correlation_id,
             causation_id: self.causation_id,
             idempotency_key_hash: hash.map_err(|_| corrupt(at, "idempotency key hash"))?,

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::ReadError;
 use crate::log::{self, Limit, Row, corrupt, log_position};
+use crate::moment::Moment;
 
 /// Most states that wait to be kept. One that finds no room is made again by a later fold.
 pub(crate) const SNAPSHOTS_WAITING_MAX: usize = 16;
@@ -112,7 +113,7 @@ async fn find(
            )
            select candidate.position, candidate.epoch, id, previous_id, aggregate_type, aggregate_id,
                   candidate.version, event_type, schema_version,
-                  (extract(epoch from committed_at) * 1000000)::bigint as "committed_at_micros!",
+                  committed_at as "committed_at: Moment",
                   correlation_id, causation_id, idempotency_key_hash, traceparent,
                   data::text as "data!",
                   snapshot.version as "snapshot_version?", snapshot.epoch as "snapshot_epoch?", snapshot.position as "snapshot_position?",
@@ -121,8 +122,8 @@ async fn find(
                   snapshot.state as "snapshot_state?", snapshot.digest as "snapshot_digest?"
            from (
                select *,
-                      sum(octet_length(data::text)) over (order by version) as bytes_so_far,
-                      row_number() over (order by version) as nth
+                      sum(octet_length(data::text)) over so_far as bytes_so_far,
+                      row_number() over so_far as nth
                from event
                where aggregate_type = $1 and aggregate_id = $2
                    and version >= coalesce(
@@ -134,6 +135,7 @@ async fn find(
                         )),
                        1
                    )
+               window so_far as (order by version rows unbounded preceding)
                order by version
                limit $3
            ) as candidate
@@ -165,7 +167,7 @@ struct TailRow {
     version: i64,
     event_type: String,
     schema_version: i16,
-    committed_at_micros: i64,
+    committed_at: Moment,
     correlation_id: Uuid,
     causation_id: Uuid,
     idempotency_key_hash: Option<Vec<u8>>,
@@ -213,7 +215,7 @@ impl TailRow {
             version: self.version,
             event_type: self.event_type,
             schema_version: self.schema_version,
-            committed_at_micros: self.committed_at_micros,
+            committed_at: self.committed_at,
             correlation_id: self.correlation_id,
             causation_id: self.causation_id,
             idempotency_key_hash: self.idempotency_key_hash,

@@ -21,6 +21,8 @@ use crate::{
 pub struct Gateway {
     /// As configured.
     pub config: GatewayConfig,
+    /// The name under which gateways of this region go in `Via`.
+    pub proxy_name: String,
     /// What callers may ask for.
     pub domain: Arc<Domain>,
     /// Opens and seals tokens.
@@ -89,6 +91,7 @@ impl Gateway {
         let listeners = Listeners::new(config.events.listeners_max);
         let history = RwLock::new(Arc::new(EpochHistory::first()));
         Self {
+            proxy_name: format!("tidemark-{}", config.region),
             config,
             domain,
             carrier,

@@ -38,10 +38,14 @@ pub fn authenticate(headers: &mut HeaderMap, credential: &Secret) -> bool {
     proven
 }
 
-/// Takes out everything that only regions may say.
-pub fn strip(headers: &mut HeaderMap) {
+/// Whether only regions may say it.
+pub fn is_of_regions(name: &HeaderName) -> bool {
+    name.as_str().starts_with(PREFIX)
+}
+
+fn strip(headers: &mut HeaderMap) {
     let ours: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+        headers.keys().filter(|name| is_of_regions(name)).cloned().collect();
     for name in ours {
         headers.remove(name);
     }

@@ -481,9 +481,9 @@ fn rollup_statements(
     })
 }
 
-fn listed(columns: &[Column], text: impl Fn(usize, &Column) -> String) -> String {
-    columns.iter().enumerate().fold(String::new(), |mut list, (at, column)| {
-        write!(list, "{}", text(at, column)).expect("writing to a string cannot fail");
+fn listed<T>(items: &[T], text: impl Fn(usize, &T) -> String) -> String {
+    items.iter().enumerate().fold(String::new(), |mut list, (at, item)| {
+        write!(list, "{}", text(at, item)).expect("writing to a string cannot fail");
         list
     })
 }

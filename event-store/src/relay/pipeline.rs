@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SEQUENCE;
 use async_nats::jetstream::context::{Context, PublishAckFuture};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use consistency::{Event, EventId, LogPosition, Position, stream_name};
 
@@ -111,7 +111,7 @@ struct Message {
 fn message(event: Event, stream_name: &str) -> Message {
     let mut headers = HeaderMap::new();
     for (name, value) in event.headers() {
-        headers.insert(name, value);
+        headers.insert(HeaderName::from_static(name), value);
     }
     headers.insert(NATS_EXPECTED_LAST_SEQUENCE, event.at.position.previous().to_string());
     headers.insert(EXPECTED_STREAM_HEADER, stream_name);

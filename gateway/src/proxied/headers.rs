@@ -34,58 +34,51 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 /// The headers of a request as the next one gets them: those of its caller, without what was said to us
 /// or to the connection, and with what we say. `Connection` cannot name what we add.
 pub fn outgoing(gateway: &Gateway, call: &Call) -> HeaderMap {
-    let mut headers = end_to_end(&call.headers);
-    for ours in [CONSISTENCY_TOKEN, CONSISTENCY_POLICY, header::HOST] {
-        headers.remove(ours);
-    }
+    let ours = [CONSISTENCY_TOKEN, CONSISTENCY_POLICY, header::HOST, REQUEST_ID];
+    let mut headers = end_to_end(&call.headers, &ours);
     gateway.carrier.strip_cookie(&mut headers);
     let sealed = gateway.carrier.seal(&call.token);
-    let via = format!("{} {}", protocol(call.version), name(gateway));
+    let via = format!("{} {}", protocol(call.version), gateway.proxy_name);
     let forwarded = forwarded(call.peer, authority(call).as_deref(), gateway.config.listen.scheme);
     add(&mut headers, CONSISTENCY_TOKEN, &sealed);
     add(&mut headers, header::VIA, &via);
     add(&mut headers, header::FORWARDED, &forwarded);
-    headers.remove(REQUEST_ID);
     add(&mut headers, REQUEST_ID, &call.id);
     headers
 }
 
 /// The headers of an answer as the caller gets them. What it says to us is read elsewhere.
 pub fn answered(gateway: &Gateway, headers: &HeaderMap, version: Version) -> HeaderMap {
-    let mut headers = end_to_end(headers);
-    for ours in [CONSISTENCY_TOKEN, CONSISTENCY_POSITION, crate::forward::CONSISTENCY_STATUS] {
-        headers.remove(ours);
-    }
-    add(&mut headers, header::VIA, &format!("{} {}", protocol(version), name(gateway)));
+    let ours = [CONSISTENCY_TOKEN, CONSISTENCY_POSITION, crate::forward::CONSISTENCY_STATUS];
+    let mut headers = end_to_end(headers, &ours);
+    add(&mut headers, header::VIA, &format!("{} {}", protocol(version), gateway.proxy_name));
     headers
 }
 
 /// Whether the request has been here before.
 pub fn came_back(gateway: &Gateway, headers: &HeaderMap) -> bool {
-    let name = name(gateway);
     let values = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
     let mut received = values.flat_map(|value| value.split(','));
-    received.any(|by| by.split_whitespace().nth(1) == Some(name.as_str()))
+    received.any(|by| by.split_whitespace().nth(1) == Some(gateway.proxy_name.as_str()))
 }
 
-fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
+/// Without what is said to the connection, by regions, or in `ours`.
+fn end_to_end(headers: &HeaderMap, ours: &[HeaderName]) -> HeaderMap {
     let named = headers.get_all(header::CONNECTION).iter();
     let named = named.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    for name in named {
-        // What is no name of a header names none.
-        kept.remove(name.trim());
-    }
-    for name in HOP_BY_HOP {
+    let named: Vec<&str> = named.map(str::trim).collect();
+    let ends_here = |name: &&HeaderName| {
+        HOP_BY_HOP.contains(name)
+            || ours.contains(name)
+            || hop::is_of_regions(name)
+            || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str()))
+    };
+    let mut kept = headers.clone();
+    // Few are looked up to be taken out: most requests have few that end here.
+    for name in headers.keys().filter(ends_here) {
         kept.remove(name);
     }
-    hop::strip(&mut kept);
     kept
-}
-
-/// The name under which gateways of a region go.
-fn name(gateway: &Gateway) -> String {
-    format!("tidemark-{}", gateway.config.region)
 }
 
 fn protocol(version: Version) -> &'static str {
@@ -141,12 +134,13 @@ mod tests {
             ("upgrade", "h2c"),
             ("tidemark-credential", "hush"),
             ("accept", "*/*"),
+            ("accept-encoding", "gzip"),
             ("set-cookie", "a=1"),
             ("set-cookie", "b=2"),
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        let kept = end_to_end(&headers);
+        let kept = end_to_end(&headers, &[header::ACCEPT_ENCODING]);
         let mut names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "set-cookie", "set-cookie"]);

@@ -122,8 +122,8 @@ pub(super) async fn project(
     let began = Instant::now();
     let stop = CancellationToken::new();
     let projector = Projector::start(config, domain.clone(), stop).await?;
-    // Ten thousand events a second is what a slow disk does.
-    let patience = 10 * PATIENCE + Duration::from_millis(head.get() / 10);
+    // A slow disk does two thousand events a second.
+    let patience = 10 * PATIENCE + Duration::from_millis(head.get() / 2);
     timeout(patience, caught_up(&projector, head)).await.context("takes too long")?;
     let elapsed = began.elapsed();
     projector.stop();

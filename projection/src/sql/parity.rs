@@ -2,9 +2,9 @@
 //! differ.
 //!
 //! Every table is seen as lines, each with the key that it is known by in both versions, the partition of
-//! its aggregate and what it says, as a JSON object. The hash of a table is the sum of the hashes of its
-//! lines, so that neither the order of the lines nor the number of partitions matters, and parts can be
-//! added up.
+//! its aggregate and what it says, which is shown as a JSON object. The hash of a table is the sum of the
+//! hashes of its lines, so that neither the order of the lines nor the number of partitions matters, and parts
+//! can be added up. Values are hashed as they are: to write each line as JSON would take twice as long.
 
 use std::sync::Arc;
 
@@ -57,7 +57,24 @@ pub struct ParityTable {
     pub checksum: Arc<str>,
     /// `$1 bigint`: most ids. Ids of aggregates that have a row but no state.
     pub strays: Option<Arc<str>>,
-    lines: String,
+    lines: Lines,
+}
+
+/// The lines of a table.
+#[derive(Debug, Clone)]
+struct Lines {
+    /// Columns `partition`, `key`, and one for each field, `f0`, `f1` and so on.
+    select: String,
+    fields: Vec<Field>,
+}
+
+/// One thing that a line says.
+#[derive(Debug, Clone)]
+struct Field {
+    name: String,
+    value: String,
+    /// It is the text of a JSON value.
+    is_json: bool,
 }
 
 impl ParityStatements {
@@ -66,12 +83,11 @@ impl ParityStatements {
     pub fn of(definition: &ProjectionDefinition) -> Self {
         let statements = definition.statements();
         let state = statements.tables().next().expect("every version has a table of states");
-        let version = "json_build_object('version', version, 'epoch', epoch,
-            'position', position, 'created_position', created_position)::text";
-        let content = "json_build_object('state', state)::text";
+        let lines = |columns: &[&str]| state_lines(state, columns);
+        let version = lines(&["version", "epoch", "position", "created_position"]);
         let mut tables = vec![
-            ParityTable::new("state", ParityOf::Versions, state_lines(state, version)),
-            ParityTable::new("state", ParityOf::States, state_lines(state, content)),
+            ParityTable::new("state", ParityOf::Versions, version),
+            ParityTable::new("state", ParityOf::States, lines(&["state"])),
         ];
         // The tables of the views follow the one of the states.
         for (view, table) in definition.views().iter().zip(statements.tables().skip(1)) {
@@ -98,16 +114,17 @@ impl ParityStatements {
 }
 
 impl ParityTable {
-    fn new(name: &str, of: ParityOf, lines: String) -> Self {
-        let hash = |seed: u8| format!("coalesce(sum(hashtextextended(line, {seed})), 0)::text");
-        // Without `offset` each hash would make its own text of the line.
+    fn new(name: &str, of: ParityOf, lines: Lines) -> Self {
+        let fields = super::listed(&lines.fields, |nth, _| format!(", f{nth}"));
+        let hash = |seed: u8| {
+            format!("coalesce(sum(hash_record_extended(row(key{fields}), {seed})), 0)::text")
+        };
         let checksum = format!(
-            "select partition, count(*), {}, {} from (
-                select partition, row(key, says)::text as line from ({lines}) as lines offset 0
-            ) as hashed
+            "select partition, count(*), {}, {} from ({}) as lines
             group by partition order by partition",
             hash(0),
-            hash(1)
+            hash(1),
+            lines.select
         );
         Self { name: name.to_owned(), of, checksum: checksum.into(), strays: None, lines }
     }
@@ -120,9 +137,42 @@ impl ParityTable {
             from ({}) as one full join ({}) as other on one.key = other.key
             where one.says is distinct from other.says
             order by 1 limit $3",
-            self.lines, other.lines
+            self.lines.shown(),
+            other.lines.shown()
         )
         .into()
+    }
+}
+
+impl Lines {
+    /// `select` has a gap for the fields.
+    fn new(fields: Vec<Field>, select: impl FnOnce(&str) -> String) -> Self {
+        let listed =
+            super::listed(&fields, |nth, Field { value, .. }| format!(", {value} as f{nth}"));
+        Self { select: select(&listed), fields }
+    }
+
+    /// Columns `key` and `says`.
+    fn shown(&self) -> String {
+        let says: Vec<String> = (0..)
+            .zip(&self.fields)
+            .map(|(nth, Field { name, is_json, .. })| {
+                format!("'{name}', f{nth}{}", if *is_json { "::json" } else { "" })
+            })
+            .collect();
+        let says = says.join(", ");
+        let select = &self.select;
+        format!("select key, json_build_object({says})::text as says from ({select}) as lines")
+    }
+}
+
+impl Field {
+    fn new(name: &str, value: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), value: value.into(), is_json: false }
+    }
+
+    fn data() -> Self {
+        Self { is_json: true, ..Self::new("data", "line.data::text") }
     }
 }
 
@@ -152,45 +202,55 @@ fn is_compared(id: &str) -> String {
     )
 }
 
-fn state_lines(table: &str, says: &str) -> String {
+fn state_lines(table: &str, columns: &[&str]) -> Lines {
     let is_compared = is_compared("aggregate_id");
-    format!(
-        r#"select partition, aggregate_id as key, {says} as says from "{table}" where {is_compared}"#
-    )
+    let fields = columns.iter().map(|column| Field::new(column, *column)).collect();
+    Lines::new(fields, |fields| {
+        format!(
+            r#"select partition, aggregate_id as key{fields} from "{table}" where {is_compared}"#
+        )
+    })
 }
 
-fn row_lines(table: &str, state: &str) -> String {
+fn row_lines(table: &str, state: &str) -> Lines {
     let is_compared = is_compared("line.aggregate_id");
-    format!(
-        r#"select coalesce(state.partition, -1) as partition, line.aggregate_id as key,
-            json_build_object('version', line.version, 'epoch', line.epoch,
-                'position', line.position, 'data', line.data)::text as says
-        from "{table}" as line left join "{state}" as state using (aggregate_id)
-        where {is_compared}"#
-    )
+    let column = |name: &str| Field::new(name, format!("line.{name}"));
+    let fields = vec![column("version"), column("epoch"), column("position"), Field::data()];
+    Lines::new(fields, |fields| {
+        format!(
+            r#"select coalesce(state.partition, -1) as partition, line.aggregate_id as key{fields}
+            from "{table}" as line left join "{state}" as state using (aggregate_id)
+            where {is_compared}"#
+        )
+    })
 }
 
-fn list_lines(table: &str, state: &str) -> String {
+fn list_lines(table: &str, state: &str) -> Lines {
     let is_compared = is_compared("line.aggregate_id");
-    format!(
-        r#"select coalesce(state.partition, -1) as partition,
-            json_build_array(line.list_key, line.created_position, line.aggregate_id)::text as key,
-            json_build_object('data', line.data)::text as says
-        from "{table}" as line left join "{state}" as state using (aggregate_id)
-        where {is_compared}"#
-    )
+    Lines::new(vec![Field::data()], |fields| {
+        format!(
+            r#"select coalesce(state.partition, -1) as partition,
+                json_build_array(line.list_key, line.created_position, line.aggregate_id)::text
+                    as key{fields}
+            from "{table}" as line left join "{state}" as state using (aggregate_id)
+            where {is_compared}"#
+        )
+    })
 }
 
 /// What a reader would see, who adds the parts up as well.
-fn sum_lines(table: &str, columns: &[Column]) -> String {
-    let values = super::listed(columns, |_, Column { name, combine }| match combine {
-        Combine::Sum => format!(r#", '{name}', sum("{name}")"#),
-        Combine::Max => format!(r#", '{name}', max("{name}")"#),
-    });
-    format!(
-        r#"select 0 as partition, key, json_build_object(
-            'epoch', max(epoch), 'position', max(position){values})::text as says
-        from "{table}" where cardinality($1::text[]) >= 0 and ($2::text[] is null or true)
-        group by key"#
-    )
+fn sum_lines(table: &str, columns: &[Column]) -> Lines {
+    let mut fields =
+        vec![Field::new("epoch", "max(epoch)"), Field::new("position", "max(position)")];
+    fields.extend(columns.iter().map(|Column { name, combine }| match combine {
+        Combine::Sum => Field::new(name, format!(r#"sum("{name}")"#)),
+        Combine::Max => Field::new(name, format!(r#"max("{name}")"#)),
+    }));
+    Lines::new(fields, |fields| {
+        format!(
+            r#"select 0 as partition, key{fields}
+            from "{table}" where cardinality($1::text[]) >= 0 and ($2::text[] is null or true)
+            group by key"#
+        )
+    })
 }

@@ -97,7 +97,9 @@ impl Backend {
     pub fn new(config: &RouteConfig) -> Option<Self> {
         let authority = config.authority()?;
         // As a client that leaves out the port that everybody expects.
-        let host = HeaderValue::from_str(authority.as_str().trim_end_matches(":80")).ok()?;
+        let port = authority.port_u16().filter(|port| *port != 80);
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let host = HeaderValue::try_from(format!("{}{port}", authority.host())).ok()?;
         let address = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query("/");
         let lines = Lines::new(address.build().ok()?, config.connect_timeout.get());
         let budget = Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS)));

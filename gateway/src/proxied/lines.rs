@@ -20,7 +20,7 @@ use hyper::{
     client::conn::http1::{self, Connection, SendRequest},
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, runtime::Handle, sync::oneshot, time::Instant};
 use tower::{Service as _, ServiceExt as _};
 
 use crate::body::Body;
@@ -29,6 +29,9 @@ use crate::body::Body;
 const IDLE_COUNT_MAX: usize = 128;
 /// Shorter than services usually keep theirs, so that few requests meet one that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// For what is left of a request whose answer is over.
+const REST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +87,10 @@ impl Lines {
             }
         }
         let line = self.connect().await?;
-        self.send_on(line, request).await.map_err(|(error, _)| LineError::Lost(error))
+        self.send_on(line, request).await.map_err(|(error, unsent)| match unsent {
+            Some(_) => LineError::Connect(error.into()),
+            None => LineError::Lost(error),
+        })
     }
 
     /// The error comes with the request if nothing of it was sent.
@@ -93,6 +99,7 @@ impl Lines {
         mut line: Line,
         request: Request<Body>,
     ) -> Result<Response<Answered>, (hyper::Error, Option<Box<Request<Body>>>)> {
+        let is_streamed = request.body().whole().is_none();
         let mut answer = std::pin::pin!(line.requests.try_send_request(request));
         let answer = poll_fn(|context| {
             // What the answer is made of comes by the connection.
@@ -101,7 +108,9 @@ impl Lines {
         });
         match answer.await {
             Ok(response) => {
-                Ok(response.map(|body| Answered { body, line: Some(line), lines: self.clone() }))
+                let driver = if is_streamed { self.tended(line) } else { Driver::Reader(line) };
+                let lines = self.clone();
+                Ok(response.map(|body| Answered { body, driver, lines }))
             }
             Err(mut error) => {
                 let unsent = error.take_message().map(Box::new);
@@ -130,17 +139,35 @@ impl Lines {
         }
     }
 
-    /// Keeps a connection for the next request, if it can take one.
-    fn keep(&self, mut line: Line, context: &mut Context<'_>) {
-        if !line.is_ready(context) {
-            return;
-        }
+    /// Has a task drive the connection. A caller may read nothing before it has sent everything, and what it
+    /// sends must go on then.
+    fn tended(&self, line: Line) -> Driver {
+        let (over, is_over) = oneshot::channel();
+        let lines = self.clone();
+        tokio::spawn(async move {
+            let mut finished = std::pin::pin!(line.finished());
+            let line = tokio::select! {
+                line = &mut finished => line,
+                // Some answer before they have read everything, and read on.
+                _ = is_over => tokio::time::timeout(REST_TIMEOUT, finished).await.ok().flatten(),
+            };
+            if let Some(line) = line {
+                lines.keep(line);
+            }
+        });
+        Driver::Task { _over: over }
+    }
+
+    /// Keeps a connection that can take a request.
+    fn keep(&self, line: Line) {
+        // Without a runtime everything ends.
+        let Ok(runtime) = Handle::try_current() else { return };
         let mut idle = self.idle();
         if idle.lines.len() < IDLE_COUNT_MAX {
             idle.lines.push((Instant::now(), line));
         }
         if !mem::replace(&mut idle.is_swept, true) {
-            tokio::spawn(sweep(Arc::downgrade(&self.idle)));
+            runtime.spawn(sweep(Arc::downgrade(&self.idle)));
         }
     }
 
@@ -180,6 +207,17 @@ impl Line {
         }
     }
 
+    /// Once it can take a request; `None` if it is closed before.
+    async fn finished(mut self) -> Option<Self> {
+        poll_fn(|context| {
+            self.drive(context);
+            let is_closed = self.connection.is_none();
+            if is_closed { Poll::Ready(()) } else { self.requests.poll_ready(context).map(drop) }
+        })
+        .await;
+        self.connection.is_some().then_some(self)
+    }
+
     /// Whether it can take a request.
     fn is_ready(&mut self, context: &mut Context<'_>) -> bool {
         self.drive(context);
@@ -187,10 +225,20 @@ impl Line {
     }
 }
 
+/// Who drives the connection of an answer.
+enum Driver {
+    /// Who reads the answer.
+    Reader(Line),
+    /// A task, which is told when the answer is over.
+    Task { _over: oneshot::Sender<()> },
+    /// Nobody: it is over.
+    Nobody,
+}
+
 /// The body of an answer. It drives its connection, and gives it back when it is over.
 pub struct Answered {
     body: Incoming,
-    line: Option<Line>,
+    driver: Driver,
     lines: Lines,
 }
 
@@ -202,8 +250,13 @@ impl fmt::Debug for Answered {
 
 impl Answered {
     fn give_back(&mut self, context: &mut Context<'_>) {
-        if let Some(line) = self.line.take() {
-            self.lines.keep(line, context);
+        let driver = mem::replace(&mut self.driver, Driver::Nobody);
+        let Driver::Reader(mut line) = driver else { return };
+        if line.is_ready(context) {
+            self.lines.keep(line);
+        } else if line.connection.is_some() && self.body.is_end_stream() {
+            // Part of its request may be on its way still.
+            drop(self.lines.tended(line));
         }
     }
 }
@@ -218,15 +271,15 @@ impl HttpBody for Answered {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let mut next = Pin::new(&mut this.body).poll_frame(context);
-        if let (Poll::Pending, Some(line)) = (&next, &mut this.line) {
+        if let (Poll::Pending, Driver::Reader(line)) = (&next, &mut this.driver) {
             // Now that the frame was asked for.
             line.drive(context);
             next = Pin::new(&mut this.body).poll_frame(context);
         }
         let next = ready!(next);
         match &next {
-            Some(Err(_)) => this.line = None,
-            Some(Ok(_)) if !this.body.is_end_stream() => {}
+            Some(Err(_)) => this.driver = Driver::Nobody,
+            Some(Ok(frame)) if !frame.is_trailers() && !this.body.is_end_stream() => {}
             Some(Ok(_)) | None => this.give_back(context),
         }
         Poll::Ready(next)
@@ -242,11 +295,9 @@ impl HttpBody for Answered {
 }
 
 impl Drop for Answered {
-    /// A body that nobody reads to its end ends its connection; one without a byte is not read at all.
+    /// One that nobody reads to its end ends its connection, unless all of it has arrived.
     fn drop(&mut self) {
-        if self.body.is_end_stream() {
-            self.give_back(&mut Context::from_waker(Waker::noop()));
-        }
+        self.give_back(&mut Context::from_waker(Waker::noop()));
     }
 }
 

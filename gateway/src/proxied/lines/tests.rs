@@ -22,6 +22,14 @@ enum Reaction {
     Close,
 }
 
+fn post(body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static("/notes");
+    request.headers_mut().insert(header::HOST, HeaderValue::from_static("notes"));
+    request
+}
+
 /// A service that reacts as told, request by request, on whichever connection.
 struct Script {
     lines: Lines,
@@ -64,11 +72,7 @@ impl Script {
     }
 
     async fn ask(&self) -> Result<Response<Answered>, LineError> {
-        let mut request = Request::new(Body::from(Bytes::from("high water?")));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::from_static("/notes");
-        request.headers_mut().insert(header::HOST, HeaderValue::from_static("notes"));
-        self.lines.send(request).await
+        self.lines.send(post(Body::from(Bytes::from("high water?")))).await
     }
 
     async fn answer(&self) -> String {
@@ -92,12 +96,10 @@ async fn a_line_is_used_again_once_its_answer_is_over() {
     for answer in ["tide", "tide", ""] {
         assert_eq!(service.answer().await, answer);
     }
-    // Nobody has to ask an answer without a body for it.
+    // Nobody has to read an answer that has arrived.
     drop(service.ask().await.unwrap());
-    assert_eq!(service.saw(4).await, [1, 1, 1, 1]);
-    assert_eq!(service.saw(1).await, [-1], "this one had a body that nobody read");
     let (one, other) = (service.ask().await.unwrap(), service.ask().await.unwrap());
-    assert_eq!(service.saw(2).await, [2, 3]);
+    assert_eq!(service.saw(6).await, [1, 1, 1, 1, 1, 2]);
     for answer in [one, other] {
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "tide");
     }
@@ -155,4 +157,35 @@ async fn idle_lines_are_closed_after_a_while() {
     assert_eq!(service.saw(1).await, [-1]);
     assert_eq!(service.answer().await, "tide");
     assert_eq!(service.saw(1).await, [2]);
+}
+
+#[tokio::test]
+async fn a_request_is_sent_to_its_end_although_its_answer_is_over() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}/", listener.local_addr().unwrap());
+    let heard = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut heard = vec![0; 1024];
+        let count = stream.read(&mut heard).await.unwrap();
+        heard.truncate(count);
+        stream.write_all(WHOLE.as_bytes()).await.unwrap();
+        while !heard.ends_with(b"0\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0, "cut off");
+        }
+        String::from_utf8(heard).unwrap()
+    });
+    let (pieces, piece) = mpsc::channel::<Bytes>(1);
+    let body = futures::stream::unfold(piece, async |mut piece| {
+        let next = piece.recv().await?;
+        Some((Ok::<_, crate::body::BodyError>(Frame::data(next)), piece))
+    });
+    let body = Body::stream(http_body_util::StreamBody::new(body));
+    let lines = Lines::new(address.parse().unwrap(), Duration::from_secs(5));
+    pieces.send(Bytes::from("first")).await.unwrap();
+    let answer = lines.send(post(body)).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(answer.to_bytes(), "tide");
+    pieces.send(Bytes::from("last")).await.unwrap();
+    drop(pieces);
+    let heard = tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap().unwrap();
+    assert!(heard.contains("first") && heard.contains("last"), "{heard}");
 }

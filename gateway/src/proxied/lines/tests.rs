@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use http::{HeaderValue, Method, header};
 use http_body_util::BodyExt as _;
 use tokio::{
@@ -41,7 +43,7 @@ impl Script {
     async fn of(reactions: &[Reaction]) -> Script {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}/", listener.local_addr().unwrap());
-        let left = Arc::new(Mutex::new(reactions.to_vec().into_iter()));
+        let left = Arc::new(Mutex::new(VecDeque::from(reactions.to_vec())));
         let (see, seen) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             for nth in 1.. {
@@ -52,7 +54,7 @@ impl Script {
                     // Requests here are small enough to come at once.
                     while 0 < stream.read(&mut request).await.unwrap_or(0) {
                         see.send(nth).unwrap();
-                        let reaction = left.lock().unwrap().next().expect("no more requests");
+                        let reaction = left.lock().unwrap().pop_front().expect("no more requests");
                         match reaction {
                             Reaction::Close => return,
                             Reaction::Answer(text) => {

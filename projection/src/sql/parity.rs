@@ -117,13 +117,14 @@ impl ParityTable {
     fn new(name: &str, of: ParityOf, lines: Lines) -> Self {
         let fields = super::listed(&lines.fields, |nth, _| format!(", f{nth}"));
         // Of the text: hashes of numbers pass over signs, and those of records are sums themselves, which do
-        // not tell which key has which value once lines are added up.
-        let hash = |seed: u8| format!("coalesce(sum(hashtextextended(line, {seed})), 0)::text");
-        // Without `offset` each hash would make its own text of the line.
+        // not tell which key has which value once lines are added up. To make the text once for both would
+        // keep Postgres from sharing the work among processes.
+        let hash = |seed: u8| {
+            let hashed = format!("hashtextextended(row(key{fields})::text, {seed})");
+            format!("coalesce(sum({hashed}), 0)::text")
+        };
         let checksum = format!(
-            "select partition, count(*), {}, {} from (
-                select partition, row(key{fields})::text as line from ({}) as lines offset 0
-            ) as hashed
+            "select partition, count(*), {}, {} from ({}) as lines
             group by partition order by partition",
             hash(0),
             hash(1),

@@ -115,13 +115,15 @@ impl ParityStatements {
 
 impl ParityTable {
     fn new(name: &str, of: ParityOf, lines: Lines) -> Self {
-        let fields = super::listed(&lines.fields, |nth, _| format!(", f{nth}"));
-        // Of the text: hashes of numbers pass over signs, and those of records are sums themselves, which do
-        // not tell which key has which value once lines are added up. To make the text once for both would
-        // keep Postgres from sharing the work among processes.
+        // Of texts, since hashes of numbers pass over signs. The hash of a record is a sum over its columns:
+        // seeded by the line's key, since without that the sum of all lines would not tell which key has
+        // which value.
+        let fields: Vec<String> =
+            (0..lines.fields.len()).map(|nth| format!("f{nth}::text")).collect();
+        let fields = fields.join(", ");
         let hash = |seed: u8| {
-            let hashed = format!("hashtextextended(row(key{fields})::text, {seed})");
-            format!("coalesce(sum({hashed}), 0)::text")
+            let seed = format!("hashtextextended(key, {seed})");
+            format!("coalesce(sum(hash_record_extended(row(key, {fields}), {seed})), 0)::text")
         };
         let checksum = format!(
             "select partition, count(*), {}, {} from ({}) as lines

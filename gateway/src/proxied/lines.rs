@@ -143,8 +143,10 @@ impl Lines {
     /// sends must go on then.
     fn tended(&self, line: Line) -> Driver {
         let (over, is_over) = oneshot::channel();
+        // Without a runtime everything ends.
+        let Ok(runtime) = Handle::try_current() else { return Driver::Nobody };
         let lines = self.clone();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             let mut finished = std::pin::pin!(line.finished());
             let line = tokio::select! {
                 line = &mut finished => line,

@@ -8,7 +8,7 @@ mod report;
 use std::time::Duration;
 
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::local::{PRIMARY, Stack, http_link};
@@ -85,10 +85,10 @@ impl Story<'_> {
     /// An order needs a customer and a product.
     async fn set_the_scene(&mut self) -> Result<(), CallerError> {
         let customer = json!({"customer_id": CUSTOMER, "name": "Ada"});
-        let answer = self.europe.command("RegisterCustomer", &customer).await?;
+        let answer = self.europe.write("RegisterCustomer", &customer).await?;
         self.report.step("0", "register a customer through EU", &answer, was_written(&answer));
         let product = json!({"product_id": PRODUCT, "name": "Tide table", "price_cents": 2500});
-        let answer = self.europe.command("CreateProduct", &product).await?;
+        let answer = self.europe.write("CreateProduct", &product).await?;
         self.report.step("0", "create a product through EU", &answer, was_written(&answer));
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Story<'_> {
     async fn write_and_read_back(&mut self) -> Result<(), CallerError> {
         let items = json!([{"product_id": PRODUCT, "quantity": 2}]);
         let order = json!({"order_id": ORDER, "customer_id": CUSTOMER, "items": items});
-        let answer = self.europe.command("PlaceOrder", &order).await?;
+        let answer = self.europe.write("PlaceOrder", &order).await?;
         let promised = answer.status == StatusCode::CREATED && answer.token.is_some();
         self.report.step("1", "create an order through EU", &answer, promised);
 
@@ -122,7 +122,7 @@ impl Story<'_> {
     async fn cut_the_event_link(&mut self) -> Result<(), CallerError> {
         self.proxies.set_enabled(&event_link(EUROPE), false).await?;
         let item = json!({"order_id": ORDER, "product_id": PRODUCT, "quantity": 1});
-        let answer = self.europe.command("AddItem", &item).await?;
+        let answer = self.europe.write("AddItem", &item).await?;
         self.report.step("4", "event link to EU cut: add an item", &answer, was_written(&answer));
 
         let answer = self.europe.get(DETAIL, "wait;ms=200, pending").await?;
@@ -201,7 +201,7 @@ impl Story<'_> {
         for link in &links {
             self.proxies.set_enabled(link, true).await?;
         }
-        let answer = self.write_until_taken(&item).await?;
+        let answer = self.europe.write("AddItem", &item).await?;
         self.report.step("8", "  links healed: add an item", &answer, was_written(&answer));
         let answer = self.read_until_local().await?;
         self.report.read(
@@ -212,20 +212,6 @@ impl Story<'_> {
             is_current(&answer, 3) && is_local(&answer),
         );
         Ok(())
-    }
-
-    /// Writes that were refused for certain may be sent again.
-    async fn write_until_taken(&mut self, item: &Value) -> Result<Answer, CallerError> {
-        let start = Instant::now();
-        loop {
-            let mut answer = self.europe.command("AddItem", item).await?;
-            let refused = answer.problem() == "primary-unreachable";
-            if !refused || start.elapsed() > CATCH_UP_DEADLINE {
-                answer.took = start.elapsed();
-                return Ok(answer);
-            }
-            sleep(Duration::from_millis(250)).await;
-        }
     }
 
     async fn forge_a_token(&mut self) -> Result<(), CallerError> {

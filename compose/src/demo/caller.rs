@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
 const TOKEN: &str = "consistency-token";
 const STATUS: &str = "consistency-status";
 const POLICY: &str = "consistency-policy";
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a write that is refused for now is sent again.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a request got no answer, or the network could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,22 @@ impl Caller {
     pub async fn command(&mut self, name: &str, input: &Value) -> Result<Answer, CallerError> {
         let request = self.http.post(format!("{}/v1/commands/{name}", self.url)).json(input);
         self.send(request).await
+    }
+
+    /// Runs a command of the domain, once: it is sent again under the same key while the answer is to ask later,
+    /// whether it was refused or nobody knows what became of it.
+    pub async fn write(&mut self, name: &str, input: &Value) -> Result<Answer, CallerError> {
+        let start = Instant::now();
+        let key = format!("\"{}\"", Uuid::now_v7());
+        loop {
+            let request = self.http.post(format!("{}/v1/commands/{name}", self.url)).json(input);
+            let mut answer = self.send(request.header(IDEMPOTENCY_KEY, &key)).await?;
+            answer.took = start.elapsed();
+            match answer.pause() {
+                Some(pause) if answer.took < WRITE_DEADLINE => sleep(pause).await,
+                _ => return Ok(answer),
+            }
+        }
     }
 
     /// Reads a path; `policy` says what to do when the answer is not current here, empty for the gateway's choice.
@@ -134,6 +155,12 @@ impl Answer {
     /// The version of the row that was shown, or of the aggregate that was written.
     pub fn version(&self) -> Option<u64> {
         self.body["version"].as_u64()
+    }
+
+    /// How long to wait before the same is asked once more, when that is what the answer says.
+    fn pause(&self) -> Option<Duration> {
+        let seconds = self.retry_after.as_ref()?.parse().ok()?;
+        (self.status == StatusCode::SERVICE_UNAVAILABLE).then(|| Duration::from_secs(seconds))
     }
 
     /// The last word of a problem's type.

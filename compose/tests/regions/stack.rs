@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use compose::demo;
 use compose::demo::caller::{Answer, Caller};
-use compose::local::{Plan, Stack};
+use compose::local::{Plan, Stack, http_link};
 use compose::nats::{User, event_link};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -27,11 +27,11 @@ pub fn caller(stack: &Stack, region: &str) -> Caller {
 pub async fn place(caller: &mut Caller, order: &str) -> String {
     let customer = json!({"customer_id": format!("customer-of-{order}"), "name": "Ada"});
     let product = json!({"product_id": format!("product-of-{order}"), "name": "Tide table", "price_cents": 2500});
-    assert!(caller.command("RegisterCustomer", &customer).await.unwrap().status.is_success());
-    assert!(caller.command("CreateProduct", &product).await.unwrap().status.is_success());
+    assert!(caller.write("RegisterCustomer", &customer).await.unwrap().status.is_success());
+    assert!(caller.write("CreateProduct", &product).await.unwrap().status.is_success());
     let items = json!([{"product_id": product["product_id"], "quantity": 1}]);
     let placed = json!({"order_id": order, "customer_id": customer["customer_id"], "items": items});
-    let answer = caller.command("PlaceOrder", &placed).await.unwrap();
+    let answer = caller.write("PlaceOrder", &placed).await.unwrap();
     assert_eq!(answer.status, 201, "{answer:?}");
     format!("/v1/views/order-detail/{order}")
 }
@@ -39,7 +39,7 @@ pub async fn place(caller: &mut Caller, order: &str) -> String {
 pub async fn add_item(caller: &mut Caller, order: &str) -> Answer {
     let item =
         json!({"order_id": order, "product_id": format!("product-of-{order}"), "quantity": 1});
-    let answer = caller.command("AddItem", &item).await.unwrap();
+    let answer = caller.write("AddItem", &item).await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     answer
 }
@@ -105,6 +105,30 @@ async fn a_region_is_current_within_seconds_of_a_20_s_cut_of_its_event_link() {
     assert_eq!(europe.get(&path, "wait;ms=50, pending").await.unwrap().status, 202);
     stack.proxies.set_enabled(&event_link(EUROPE), true).await.unwrap();
     assert_local(&settled(&mut europe, &path, Duration::from_secs(15)).await, 2);
+    stack.stop().await.unwrap();
+}
+
+/// What a client does that was told to come again: in the end its write is there, and once.
+#[tokio::test]
+async fn a_write_refused_for_now_is_sent_again_and_done_once() {
+    let stack = start().await;
+    let mut europe = caller(&stack, EUROPE);
+    let path = place(&mut europe, "o-refused").await;
+    let link = http_link(EUROPE);
+    stack.proxies.set_enabled(&link, false).await.unwrap();
+    // Reads find out that the connection is gone; a write on it would have an unknown outcome.
+    assert_eq!(europe.get(&path, "primary").await.unwrap().status, 503);
+    let item =
+        json!({"order_id": "o-refused", "product_id": "product-of-o-refused", "quantity": 1});
+    assert_eq!(europe.command("AddItem", &item).await.unwrap().status, 503);
+
+    let mut writer = europe.clone();
+    let (written, ()) = tokio::join!(add_item(&mut writer, "o-refused"), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        stack.proxies.set_enabled(&link, true).await.unwrap();
+    });
+    assert_eq!(written.version(), Some(2));
+    assert_local(&settled(&mut writer, &path, PATIENCE).await, 2);
     stack.stop().await.unwrap();
 }
 

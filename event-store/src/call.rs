@@ -1,8 +1,9 @@
 //! The call of the append function, and what its errors mean.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use consistency::{CommittedAt, Epoch, LogPosition, Version};
+use consistency::{CommittedAt, Epoch, EventId, LogPosition, Version};
 use sqlx::PgConnection;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
@@ -28,14 +29,22 @@ pub(crate) struct Guard {
     pub judged: Option<Epoch>,
 }
 
-/// Commits the commands in one statement, and answers each in order.
+/// What the append function answers.
+pub(crate) struct Called {
+    /// To each command in order.
+    pub answers: Vec<Answer>,
+    /// The event that the log ended with before.
+    pub before: EventId,
+}
+
+/// Commits the commands in one statement.
 pub(crate) async fn append_events(
     connection: &mut PgConnection,
     log_id: Uuid,
     batch_id: Uuid,
     expected: Guard,
     commands: &[Arc<Command>],
-) -> Result<Vec<Answer>, sqlx::Error> {
+) -> Result<Called, sqlx::Error> {
     let columns = Commands::of(commands);
     let keys = Keys::of(commands);
     let events = Events::of(commands);
@@ -48,12 +57,14 @@ pub(crate) async fn append_events(
                   (first_answer).aggregate_id as aggregate_id,
                   (first_answer).event_ids as event_ids,
                   (extract(epoch from (first_answer).committed_at) * 1000000)::bigint
-                      as answered_at_micros
-           from append_events_once_guarded(
+                      as answered_at_micros,
+                  last_event_id as "before!"
+           from append_events_chained(
                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-               $19, $20, $21, $22, $23, $24
+               $19, $20, $21, $22, $23, $24, $25
            )
            order by command_number"#,
+        is_each_alone(commands),
         expected.seen.epoch.as_i32(),
         expected.seen.position.as_i64(),
         expected.judged.map(Epoch::as_i32) as _,
@@ -81,8 +92,19 @@ pub(crate) async fn append_events(
     )
     .fetch_all(connection)
     .await?;
+    let before = rows.first().map_or(EventId::NIL, |row| EventId::new(row.before));
     let answers = rows.into_iter().zip(commands).map(|(row, command)| row.answer(&command.append));
-    answers.collect::<Result<_, ReadError>>().map_err(|error| sqlx::Error::Decode(error.into()))
+    let answers = answers.collect::<Result<_, ReadError>>();
+    Ok(Called { answers: answers.map_err(|error| sqlx::Error::Decode(error.into()))?, before })
+}
+
+/// Whether each command has one event and no key, and its aggregate to itself: then the function need not
+/// tell them apart.
+fn is_each_alone(commands: &[Arc<Command>]) -> bool {
+    let mut aggregates = HashSet::with_capacity(commands.len());
+    commands.iter().map(AsRef::as_ref).all(|Command { append, idempotency, .. }| {
+        idempotency.is_none() && append.events.len() == 1 && aggregates.insert(&append.aggregate)
+    })
 }
 
 /// What the append function answers to one command.
@@ -97,6 +119,7 @@ struct Row {
     aggregate_id: Option<String>,
     event_ids: Option<Vec<Uuid>>,
     answered_at_micros: Option<i64>,
+    before: Uuid,
 }
 
 impl Row {

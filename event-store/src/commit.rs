@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use crate::append::{Append, Command};
 use crate::call::{
-    Guard, append_events, appended, blames_the_append, failure, is_epoch_over, tail_lost,
+    Called, Guard, append_events, appended, blames_the_append, failure, is_epoch_over, tail_lost,
     was_rolled_back,
 };
+use crate::recent::Recent;
 use crate::refusal::Refusal;
 use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
@@ -87,6 +88,7 @@ pub(crate) struct Session {
     connection: Option<PoolConnection<Postgres>>,
     /// The newest end of the log that this process has seen.
     committed: watch::Receiver<LogPosition>,
+    recent: Arc<Recent>,
 }
 
 impl Session {
@@ -94,8 +96,9 @@ impl Session {
         pool: PgPool,
         config: StoreConfig,
         committed: watch::Receiver<LogPosition>,
+        recent: Arc<Recent>,
     ) -> Self {
-        Self { pool, config, connection: None, committed }
+        Self { pool, config, connection: None, committed, recent }
     }
 
     /// Commits the batch and answers each of its appends, in order.
@@ -154,8 +157,9 @@ impl Session {
         let expected = Guard { seen: *self.committed.borrow(), judged: batch.judged };
         let call = append_events(&mut connection, log_id, batch_id, expected, &batch.commands);
         match timeout(self.config.statement_wait_max, call).await {
-            Ok(Ok(answers)) => {
+            Ok(Ok(Called { answers, before })) => {
                 self.connection = Some(connection);
+                self.recent.keep(before, &batch.commands, &answers);
                 Outcome::Answered(answers)
             }
             Ok(Err(error)) if was_rolled_back(&error) => {

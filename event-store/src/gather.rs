@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::append::Command;
 use crate::commit::{Answer, Batch, Session};
+use crate::recent::Recent;
 use crate::{Once, StoreConfig, store};
 
 /// An append that waits for its commit.
@@ -42,9 +43,10 @@ impl Gatherer {
         config: StoreConfig,
         waiting: mpsc::Receiver<Queued>,
         committed: watch::Sender<LogPosition>,
+        recent: Arc<Recent>,
         stop: CancellationToken,
     ) -> Self {
-        let session = Session::new(pool, config.clone(), committed.subscribe());
+        let session = Session::new(pool, config.clone(), committed.subscribe(), recent);
         Self { config, waiting, left_over: None, session, committed, stop }
     }
 

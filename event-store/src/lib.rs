@@ -18,6 +18,7 @@ mod idempotency;
 mod lease;
 mod log;
 mod moment;
+mod recent;
 mod refusal;
 mod relay;
 mod snapshot;

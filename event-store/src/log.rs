@@ -200,15 +200,15 @@ pub(crate) async fn read_range(
                   data::text as "data!"
            from (
                select *,
-                      sum(octet_length(data::text)) over so_far as bytes_so_far,
-                      row_number() over so_far as nth
+                      sum(octet_length(data::text)) over (
+                          order by position rows unbounded preceding
+                      ) as bytes_so_far
                from event
                where position > $1
-               window so_far as (order by position rows unbounded preceding)
                order by position
                limit (select $2::bigint)
            ) as candidate
-           where bytes_so_far <= $3 or nth = 1
+           where bytes_so_far <= $3 or position - 1 = $1
            order by position"#,
         after.as_i64(),
         i64::from(limit.events),

@@ -17,6 +17,7 @@ use crate::append::{Append, Appended, Command};
 use crate::gather::{Gatherer, Queued};
 use crate::idempotency::{self, Idempotency, Once, Repeat};
 use crate::log::{self, AggregateHead, Head, Limit};
+use crate::recent::{Follower, Recent};
 use crate::refusal::Refusal;
 use crate::snapshot::{self, Keep, SNAPSHOTS_WAITING_MAX, Tail};
 use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
@@ -42,6 +43,7 @@ struct Shared {
     queue_bytes: Arc<Semaphore>,
     stop: CancellationToken,
     committed: watch::Sender<LogPosition>,
+    recent: Arc<Recent>,
     snapshots: mpsc::Sender<Keep>,
     /// Where events are published, which says how large they may be.
     publisher: RwLock<Option<Client>>,
@@ -89,8 +91,15 @@ impl EventStore {
         let (queue, waiting) = mpsc::channel(config.queue_commands_max);
         let (committed, _) = watch::channel(head.at);
         let stop = CancellationToken::new();
-        let gatherer =
-            Gatherer::new(pool.clone(), config.clone(), waiting, committed.clone(), stop.clone());
+        let recent = Arc::new(Recent::default());
+        let gatherer = Gatherer::new(
+            pool.clone(),
+            config.clone(),
+            waiting,
+            committed.clone(),
+            Arc::clone(&recent),
+            stop.clone(),
+        );
         let pruner = idempotency::prune(pool.clone(), config.clone(), stop.clone());
         let pruner = tokio::spawn(pruner);
         let (snapshots, keeping) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
@@ -110,6 +119,7 @@ impl EventStore {
             queue_bytes,
             stop: stop.clone(),
             committed,
+            recent,
             snapshots,
             publisher: RwLock::default(),
         });
@@ -195,6 +205,11 @@ impl EventStore {
     /// Tells of each newer end of the log that this process sees.
     pub fn watch_head(&self) -> watch::Receiver<LogPosition> {
         self.shared.committed.subscribe()
+    }
+
+    /// Has what this process commits kept for whoever follows it, which is the relay.
+    pub(crate) fn follow(&self) -> Follower {
+        self.shared.recent.follow()
     }
 
     /// The last version and position of an aggregate.

@@ -2,6 +2,7 @@
 //! with as many threads as a gateway has.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,12 +10,15 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use bytes::Bytes;
 use compose::process::{Child, Program};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use projection::sql::{RowAnswer, RowColumns, ViewStatements};
 use projection::{Domain, ProjectionDefinition};
 use serde::{Deserialize, Serialize};
@@ -48,6 +52,14 @@ pub enum Bare {
         template: PathBuf,
         /// Where the rows are.
         database: String,
+    },
+    /// Passes every request on, and its answer back.
+    #[command(hide = true)]
+    Pass {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// Where the service listens.
+        upstream: SocketAddr,
     },
 }
 
@@ -92,7 +104,20 @@ pub async fn start(
     std::fs::write(&file, serde_json::to_string(template)?)?;
     let kind = if database.is_some() { "rows" } else { "fixed" };
     let program = Program::new("bare server", std::env::current_exe()?, folder.join("bare.log"));
-    let program = program.arg(kind).arg(listen.to_string()).arg(file).args(database);
+    listening(program.arg(kind).arg(listen.to_string()).arg(file).args(database), listen).await
+}
+
+/// Starts a bare proxy and waits until it listens.
+pub async fn start_proxy(
+    folder: &Path,
+    listen: SocketAddr,
+    upstream: SocketAddr,
+) -> anyhow::Result<Child> {
+    let program = Program::new("bare proxy", std::env::current_exe()?, folder.join("pass.log"));
+    listening(program.arg("pass").arg(listen.to_string()).arg(upstream.to_string()), listen).await
+}
+
+async fn listening(program: Program, listen: SocketAddr) -> anyhow::Result<Child> {
     let server = program.spawn()?;
     let listens = async || tokio::net::TcpStream::connect(listen).await.is_ok();
     server.wait_until("listening", PATIENCE, listens).await?;
@@ -124,14 +149,37 @@ impl Bare {
                 };
                 serve(listen, answer).await
             }
+            Self::Pass { listen, upstream } => {
+                let mut connector = HttpConnector::new();
+                connector.set_nodelay(true);
+                let client = Client::builder(TokioExecutor::new()).build(connector);
+                let authority = Authority::try_from(upstream.to_string())?;
+                let answer = move |mut request: Request<Incoming>| {
+                    let path = request.uri().path_and_query().cloned();
+                    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority.clone());
+                    let uri = uri.path_and_query(path.unwrap_or(PathAndQuery::from_static("/")));
+                    let client = client.clone();
+                    async move {
+                        *request.uri_mut() = uri.build().unwrap_or_default();
+                        let answer = client.request(request).await;
+                        answer.map(|answer| answer.map(Either::Left)).unwrap_or_else(|error| {
+                            let mut failed = Response::new(Either::Right(error.to_string()));
+                            *failed.status_mut() = StatusCode::BAD_GATEWAY;
+                            failed
+                        })
+                    }
+                };
+                serve(listen, answer).await
+            }
         }
     }
 }
 
-async fn serve<F, R>(listen: SocketAddr, answer: F) -> anyhow::Result<()>
+async fn serve<F, R, B>(listen: SocketAddr, answer: F) -> anyhow::Result<()>
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
-    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    R: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     let listener = TcpListener::bind(listen).await?;
     loop {

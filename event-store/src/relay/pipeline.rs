@@ -49,6 +49,11 @@ impl<'a> Pipeline<'a> {
         self.acknowledged
     }
 
+    /// The last event that was sent, and its id.
+    pub(super) fn sent(&self) -> (LogPosition, EventId) {
+        (self.sent, self.sent_id)
+    }
+
     /// Sends the events, which follow those sent before.
     pub(super) async fn send(&mut self, events: Vec<Event>) -> Result<(), SessionError> {
         for event in events {
@@ -114,7 +119,7 @@ fn message(event: Event, stream_name: &str) -> Message {
         headers.insert(HeaderName::from_static(name), value);
     }
     headers.insert(NATS_EXPECTED_LAST_SEQUENCE, event.at.position.previous().to_string());
-    headers.insert(EXPECTED_STREAM_HEADER, stream_name);
+    headers.insert(HeaderName::from_static(EXPECTED_STREAM_HEADER), stream_name);
     let subject = event.aggregate.subject();
     let publish =
         PublishMessage::build().headers(headers).payload(Bytes::from(event.data.into_bytes()));

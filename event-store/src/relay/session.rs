@@ -7,7 +7,7 @@ use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::stream::Stream;
-use consistency::{Epoch, EpochHistory, EventId, LogPosition, Position};
+use consistency::{Epoch, EpochHistory, Event, EventId, LogPosition, Position};
 use futures::StreamExt;
 use futures::future::try_join_all;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::pipeline::Pipeline;
 use super::stream::{self, Comparison, Incarnation};
 use super::{RelayState, Report};
+use crate::recent::Follower;
 use crate::refusal::{Refusal, RefusalKind};
-use crate::{EventStore, ReadError, RelayConfig};
+use crate::{EventStore, Head, ReadError, RelayConfig};
 
 /// How many messages of the stream are looked up at a time.
 const LOOK_UP_COUNT_MAX: usize = 64;
@@ -63,6 +64,14 @@ impl SessionError {
     }
 }
 
+/// Events to be published, and where they were.
+enum Found {
+    /// Kept by this process.
+    Recent(Vec<Event>),
+    /// In the log.
+    Read(Vec<Event>),
+}
+
 pub(super) struct Session<'a> {
     store: &'a EventStore,
     client: &'a Client,
@@ -103,64 +112,91 @@ impl<'a> Session<'a> {
         self.report.published(end);
         self.report.state(RelayState::Active);
         let mut pipeline = Pipeline::new(&self.context, self.config.in_flight_max, end, end_id);
+        let recent = self.store.follow();
         let mut poll = interval(self.config.poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         poll.reset();
+        let mut has_others = true;
         loop {
             head.mark_unchanged();
-            self.publish_backlog(&mut pipeline).await?;
-            tokio::select! {
+            self.publish_backlog(&mut pipeline, &recent, has_others).await?;
+            has_others = tokio::select! {
                 biased;
                 // Nothing is in flight here.
                 () = self.shutdown.cancelled() => return Ok(()),
                 // What this process appended; the store outlives the session.
-                _ = head.changed() => {}
+                _ = head.changed() => false,
                 // What another process appended. An ended subscription is a lost connection.
                 message = wake.next() => {
                     if message.is_none() {
                         return Err(SessionError::Disconnected);
                     }
+                    true
                 }
                 // Whatever went unnoticed, an epoch that another process opened among it.
                 _ = poll.tick() => {
-                    self.store.head().await?;
+                    check_log(&self.store.head().await?, &pipeline)?;
                     self.check_stream(&stream, pipeline.acknowledged()).await?;
+                    true
                 }
-            }
+            };
             self.check_connection()?;
             self.check_epoch(end.epoch)?;
         }
     }
 
     /// Publishes until the stream is level with what is known of the log, or the shutdown. Nothing is in
-    /// flight afterwards.
-    async fn publish_backlog(&self, pipeline: &mut Pipeline<'_>) -> Result<(), SessionError> {
-        let mut events = self.read_after(pipeline.acknowledged().position).await?;
-        while let Some(last) = events.last() {
-            let last = last.at.position;
+    /// flight afterwards. `has_others` says that there may be events of other processes: then what is kept
+    /// of our own is not all.
+    async fn publish_backlog(
+        &self,
+        pipeline: &mut Pipeline<'_>,
+        recent: &Follower,
+        mut has_others: bool,
+    ) -> Result<(), SessionError> {
+        let mut events = self.next_after(pipeline.acknowledged().position, recent).await?;
+        loop {
+            let (Found::Recent(found) | Found::Read(found)) = &events;
+            let Some(last) = found.last().map(|event| event.at.position) else { break };
+            let is_cut = match &events {
+                Found::Recent(found) => found.len() >= self.config.read_events_max,
+                Found::Read(found) => self.store.may_have_cut(found, self.read_events_max()),
+            };
+            has_others &= matches!(events, Found::Recent(_));
             // Otherwise this was all, and whoever appends more says so.
-            let is_more = self.store.may_have_cut(&events, self.read_events_max())
-                || last < self.store.head_seen().position;
+            let is_more = is_cut || has_others || last < self.store.head_seen().position;
             // The next rows are read while these are sent.
-            let next = async { if is_more { self.read_after(last).await } else { Ok(vec![]) } };
-            let (sent, next) = tokio::join!(pipeline.send(events), next);
+            let next = async {
+                if is_more { self.next_after(last, recent).await } else { Ok(Found::Read(vec![])) }
+            };
+            let (Found::Recent(found) | Found::Read(found)) = events;
+            let (sent, next) = tokio::join!(pipeline.send(found), next);
             sent?;
             events = next?;
-            if events.is_empty() || self.shutdown.is_cancelled() {
-                pipeline.drain().await?;
-                self.report.published(pipeline.acknowledged());
-                return Ok(());
-            }
             self.report.published(pipeline.acknowledged());
+            if self.shutdown.is_cancelled() {
+                break;
+            }
             self.check_connection()?;
         }
+        pipeline.drain().await?;
+        self.report.published(pipeline.acknowledged());
         Ok(())
     }
 
-    async fn read_after(
+    /// What this process has just committed is at hand; all else is read.
+    async fn next_after(
         &self,
         position: Position,
-    ) -> Result<Vec<consistency::Event>, SessionError> {
+        recent: &Follower,
+    ) -> Result<Found, SessionError> {
+        match recent.take_after(position, self.config.read_events_max.max(1)) {
+            Some(events) => Ok(Found::Recent(events)),
+            None => Ok(Found::Read(self.read_after(position).await?)),
+        }
+    }
+
+    async fn read_after(&self, position: Position) -> Result<Vec<Event>, SessionError> {
         Ok(self.store.read_range(position, self.read_events_max()).await?)
     }
 
@@ -316,4 +352,12 @@ impl<'a> Session<'a> {
             tracing::warn!(server, configured, "the server's max_payload bounds what is appended");
         }
     }
+}
+
+/// The log still has what was published, as far as its end tells. A restored one may be as long as it was.
+fn check_log(head: &Head, pipeline: &Pipeline<'_>) -> Result<(), SessionError> {
+    let (published, id) = pipeline.sent();
+    let is_lost =
+        head.at.position < published.position || (head.at == published && head.event_id != id);
+    if is_lost { Err(SessionError::LostPlace("the log does not end where it did")) } else { Ok(()) }
 }

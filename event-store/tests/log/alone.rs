@@ -1,5 +1,5 @@
-//! A command that is appended alone takes a way of its own through the database, and comes to the same as on
-//! the way of many.
+//! Commands that need not be told apart take ways of their own through the database, one for a command by
+//! itself and one for many, and come to the same as on the way of all others.
 
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
@@ -7,40 +7,50 @@ use uuid::Uuid;
 use crate::support::{Database, LOG_ID, append, eventually, order};
 use event_store::Expected;
 
-/// The way of many, which is there for one command as well.
+/// The way of all, which is there for these as well.
 const TOGETHER: &str = "append_events_once(";
-/// The way that is taken, up to what only it asks for.
-const ALONE: &str = "append_events_once_guarded(1, 0, 1, ";
+/// The ways of their own, up to what only they ask for.
+const ALONE: &str = "append_events_chained(true, 1, 0, 1, ";
 
 /// A command of one event.
 struct One {
     log_id: Uuid,
     batch_id: Uuid,
     event_id: Uuid,
-    aggregate: &'static str,
+    aggregate: String,
     /// Epoch and version, as SQL.
-    expected: (&'static str, &'static str),
+    expected: (String, String),
     data: &'static str,
 }
 
-/// What the function says: an answer, or the code of an error.
-type Said = Result<(String, i32, i64, i64), String>;
+/// What the function says to each command, or the code of its error.
+type Said = Result<Vec<(String, i32, i64, i64)>, String>;
 
-impl One {
-    async fn call(&self, pool: &PgPool, function: &str) -> Said {
-        let Self { log_id, batch_id, event_id, aggregate, expected: (epoch, version), data } = self;
-        let statement = format!(
-            "select outcome, at_epoch, at_version, at_position from {function}
-                 '{log_id}', '{batch_id}', array['order'], array['{aggregate}'],
-                 array[{epoch}]::integer[], array[{version}]::bigint[], array[1],
-                 array['{event_id}']::uuid[], array['order'], array['{aggregate}'],
-                 array['OrderPlaced'], array[1]::smallint[], array['{event_id}']::uuid[],
-                 array['{event_id}']::uuid[], array[null]::bytea[], array[null]::text[],
-                 array['{data}'], '{{}}', '{{}}', '{{}}', '{{}}')"
-        );
-        let said = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(pool).await;
-        said.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
-    }
+/// Calls with commands of one batch.
+async fn call(pool: &PgPool, function: &str, commands: &[One]) -> Said {
+    let each =
+        |of: &dyn Fn(&One) -> String| commands.iter().map(of).collect::<Vec<String>>().join(", ");
+    let One { log_id, batch_id, .. } = &commands[0];
+    let types = each(&|_| "'order'".to_owned());
+    let aggregates = each(&|one| format!("'{}'", one.aggregate));
+    let epochs = each(&|one| one.expected.0.clone());
+    let versions = each(&|one| one.expected.1.clone());
+    let ids = each(&|one| format!("'{}'", one.event_id));
+    let ones = each(&|_| "1".to_owned());
+    let nulls = each(&|_| "null".to_owned());
+    let data = each(&|one| format!("'{}'", one.data));
+    let statement = format!(
+        "select outcome, at_epoch, at_version, at_position from {function}
+             '{log_id}', '{batch_id}', array[{types}], array[{aggregates}],
+             array[{epochs}]::integer[], array[{versions}]::bigint[], array[{ones}],
+             array[{ids}]::uuid[], array[{types}], array[{aggregates}],
+             array[{types}], array[{ones}]::smallint[], array[{ids}]::uuid[],
+             array[{ids}]::uuid[], array[{nulls}]::bytea[], array[{nulls}]::text[],
+             array[{data}], '{{}}', '{{}}', '{{}}', '{{}}')
+         order by command_number"
+    );
+    let said = sqlx::query_as(AssertSqlSafe(statement)).fetch_all(pool).await;
+    said.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
 }
 
 async fn log(pool: &PgPool) -> Vec<String> {
@@ -58,12 +68,12 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
     let _stores = (alone.store().await, together.store().await);
     let pools = [(alone.pool(), ALONE), (together.pool(), TOGETHER)];
     let id = |n: u128| Uuid::from_u128(n);
-    let of = |n, aggregate, expected| One {
+    let of = |n, aggregate: &str, (epoch, version): (&str, &str)| One {
         log_id: LOG_ID.get(),
         batch_id: id(100 + n),
         event_id: id(n),
-        aggregate,
-        expected,
+        aggregate: aggregate.to_owned(),
+        expected: (epoch.to_owned(), version.to_owned()),
         data: "{}",
     };
     let (any, none) = (("null", "null"), ("null", "0"));
@@ -89,9 +99,9 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
     for (nth, (command, outcome)) in commands.iter().enumerate() {
         let mut said = Vec::new();
         for (pool, function) in &pools {
-            said.push(command.call(pool, function).await);
+            said.push(call(pool, function, std::slice::from_ref(command)).await);
         }
-        let came_to = said[0].as_ref().map(|said| said.0.as_str()).map_err(String::as_str);
+        let came_to = said[0].as_ref().map(|said| said[0].0.as_str()).map_err(String::as_str);
         assert_eq!(came_to, *outcome, "{nth}");
         assert_eq!(said[0], said[1], "{nth}");
     }
@@ -99,10 +109,78 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
     for (pool, function) in &pools {
         let refuse = "update log_head set refused_because = 'so'";
         sqlx::query(refuse).execute(pool).await.unwrap();
-        refused.push(of(12, "d", any).call(pool, function).await);
+        refused.push(call(pool, function, &[of(12, "d", any)]).await);
     }
     assert_eq!(refused, [Err("TM001".to_owned()), Err("TM001".to_owned())]);
     assert_eq!(log(&pools[0].0).await, log(&pools[1].0).await);
+}
+
+#[tokio::test]
+async fn many_that_are_each_alone_come_to_what_they_would_told_apart() {
+    let (alone, together) = (Database::start().await, Database::start().await);
+    let _stores = (alone.store().await, together.store().await);
+    let mut random = Random(7);
+    let mut outcomes = Vec::new();
+    for nth in 1..=40 {
+        let count = random.below(9) + 2;
+        let drawn: Vec<u128> = (0..12).filter(|_| random.below(12) < count).collect();
+        let commands: Vec<One> = drawn
+            .into_iter()
+            .map(|aggregate| One {
+                log_id: LOG_ID.get(),
+                batch_id: Uuid::from_u128(nth),
+                event_id: Uuid::from_u128(nth * 100 + aggregate),
+                aggregate: format!("o-{aggregate}"),
+                // Of an aggregate that has a few events: any, none, the right number or another, the right
+                // epoch or another.
+                expected: match random.below(4) {
+                    0 => ("null".to_owned(), "null".to_owned()),
+                    1 => ("null".to_owned(), "0".to_owned()),
+                    _ => ((random.below(6) / 5 + 1).to_string(), random.below(7).to_string()),
+                },
+                data: "{}",
+            })
+            .collect();
+        if commands.is_empty() {
+            continue;
+        }
+        let said = call(&alone.pool(), ALONE, &commands).await;
+        assert_eq!(said, call(&together.pool(), TOGETHER, &commands).await, "{nth}");
+        outcomes.extend(said.unwrap().into_iter().map(|said| said.0));
+    }
+    assert_eq!(log(&alone.pool()).await, log(&together.pool()).await);
+    for outcome in ["appended", "lost"] {
+        assert!(20 < outcomes.iter().filter(|said| *said == outcome).count(), "{outcomes:?}");
+    }
+}
+
+/// Nobody can promise it falsely and be believed.
+#[tokio::test]
+async fn two_commands_on_an_aggregate_that_are_said_to_be_each_alone_append_nothing() {
+    let database = Database::start().await;
+    let _store = database.store().await;
+    let of = |n| One {
+        log_id: LOG_ID.get(),
+        batch_id: Uuid::from_u128(1),
+        event_id: Uuid::from_u128(n),
+        aggregate: "a".to_owned(),
+        expected: ("null".to_owned(), "null".to_owned()),
+        data: "{}",
+    };
+    let pool = database.pool();
+    let before = log(&pool).await;
+    assert_eq!(call(&pool, ALONE, &[of(1), of(2)]).await, Err("23505".to_owned()));
+    assert_eq!(log(&pool).await, before);
+}
+
+/// The same numbers in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % bound
+    }
 }
 
 #[tokio::test]

@@ -291,6 +291,42 @@ async fn a_stray_message_on_the_stream_is_a_contradiction() {
     running.stop().await;
 }
 
+/// A log that lost its tail and grew again as far, by another hand: nothing shows but in what follows what.
+#[tokio::test]
+async fn what_follows_another_event_than_was_published_is_not() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 5).await;
+    running.until_published(5).await;
+    region.cut_log_back_to(3).await;
+    // A store that is opened now has not seen more, and nobody hears of what it appends.
+    let (other, _committer) = region.database.store().await;
+    fill(&other, 2).await;
+    let appended = region.store.append(append(&order("a"), Expected::Any, 1)).await.unwrap();
+    assert_eq!(appended.first_position, position(6));
+    let reason = running.until_refused().await;
+    assert!(reason.contains("at 5,"), "{reason}");
+    until_stream_ends_at(&region.operate().await, 5).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_exchanged_for_one_as_long_is_noticed_before_it_grows() {
+    let region = Region::start().await;
+    let running = region.relay_of(&region.store, polling()).await;
+    fill(&region.store, 5).await;
+    running.until_published(5).await;
+    // Both at once, as a restore is: the relay looks now and then.
+    let other = "with other as (
+                     update event set id = gen_random_uuid() where position = 5 returning id
+                 )
+                 update log_head set event_id = other.id from other";
+    sqlx::query(other).execute(&region.database.pool()).await.unwrap();
+    let reason = running.until_refused().await;
+    assert!(reason.contains("at 5,"), "{reason}");
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_stream_exchanged_for_one_as_long_is_noticed_on_reconnect() {
     let mut region = Region::start().await;

@@ -1,12 +1,21 @@
 //! What a gathered commit costs: statements, counted by the server.
 
+use async_nats::ConnectOptions;
+use compose::nats::{Server, User};
 use compose::postgres::{Cluster, Options};
-use event_store::{AnswerFormat, EventStore, Expected, Idempotency, Once, StoreConfig};
+use event_store::{
+    AnswerFormat, Committer, EventStore, Expected, Idempotency, Once, Relay, StoreConfig,
+};
 use futures::future::join_all;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use crate::support::{LOG_ID, append, assert_log_is_whole, hold_head, order, pool, until_blocked};
+use crate::region;
+use crate::support::{
+    DEADLINE, LOG_ID, append, assert_log_is_whole, hold_head, order, pool, until_blocked,
+};
 
 const COMMAND_COUNT: u8 = 60;
 
@@ -56,19 +65,29 @@ async fn statements(store: &EventStore, observer: &PgPool, keyed: impl Fn(u8) ->
     calls(observer).await - before
 }
 
-#[tokio::test]
-async fn a_gathered_commit_is_one_statement_with_keys_and_without() {
+/// A server that counts statements.
+async fn counting() -> Cluster {
     let settings = [("shared_preload_libraries", "pg_stat_statements")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let cluster = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
+    Cluster::start(Options { settings, ..Options::default() }).await.unwrap()
+}
+
+/// A store, and a pool to look at its database with.
+async fn open(cluster: &Cluster, name: &str) -> (EventStore, Committer, PgPool) {
+    let url = cluster.create_database(name).await.unwrap();
+    let observer = PgPoolOptions::new().connect_lazy(&url).unwrap();
+    event_store::migrate(&observer).await.unwrap();
+    sqlx::query("create extension pg_stat_statements").execute(&observer).await.unwrap();
+    let (store, committer) = EventStore::open(pool(&url), StoreConfig::new(LOG_ID)).await.unwrap();
+    (store, committer, observer)
+}
+
+#[tokio::test]
+async fn a_gathered_commit_is_one_statement_with_keys_and_without() {
+    let cluster = counting().await;
     for keyed in [|_| false, |_| true, |nth: u8| nth.is_multiple_of(2)] {
         let name = format!("log_{}_{}", u8::from(keyed(1)), u8::from(keyed(2)));
-        let url = cluster.create_database(&name).await.unwrap();
-        let observer = PgPoolOptions::new().connect_lazy(&url).unwrap();
-        event_store::migrate(&observer).await.unwrap();
-        sqlx::query("create extension pg_stat_statements").execute(&observer).await.unwrap();
-        let (store, _committer) =
-            EventStore::open(pool(&url), StoreConfig::new(LOG_ID)).await.unwrap();
+        let (store, _committer, observer) = open(&cluster, &name).await;
         // What runs in the background by itself has run.
         store.append(append(&order("warm"), Expected::Any, 1)).await.unwrap();
         // The first command's statement, which had begun, and that of all others.
@@ -76,4 +95,45 @@ async fn a_gathered_commit_is_one_statement_with_keys_and_without() {
         assert_eq!(count, 2, "{name}");
         assert_eq!(assert_log_is_whole(&observer).await, i64::from(COMMAND_COUNT) + 2);
     }
+}
+
+/// The relay has at hand what its own process commits; what others do it must read.
+#[tokio::test]
+async fn what_this_process_commits_is_published_without_reading_it_back() {
+    let (cluster, nats) = tokio::join!(counting(), Server::start_single());
+    let (cluster, nats) = (cluster, nats.unwrap());
+    let (store, _committer, observer) = open(&cluster, "log").await;
+    let (name, password) = nats.credentials(User::Relay);
+    let options = ConnectOptions::with_user_and_password(name, password);
+    let client = options.connect(nats.url()).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let relay = Relay::spawn(store.clone(), client, region::config(), shutdown.clone());
+    let publish = async |store: &EventStore| {
+        let appended = store.append(append(&order("a"), Expected::Any, 2)).await.unwrap();
+        let mut status = relay.status();
+        let last = appended.last_position();
+        let published = status.wait_for(|status| status.published >= Some(last));
+        timeout(DEADLINE, published).await.unwrap().unwrap();
+    };
+    let reads = async || -> i64 {
+        let reads = "select coalesce(sum(calls), 0)::bigint from pg_stat_statements
+                     where query like '%where position > %'";
+        sqlx::query_scalar(reads).fetch_one(&observer).await.unwrap()
+    };
+    publish(&store).await;
+    let before = reads().await;
+    assert!(0 < before, "it began with what is there");
+    for _ in 0..20 {
+        publish(&store).await;
+    }
+    assert_eq!(reads().await, before);
+
+    let (other, _other_committer) =
+        EventStore::open(pool(&cluster.url("log")), StoreConfig::new(LOG_ID)).await.unwrap();
+    other.append(append(&order("a"), Expected::Any, 1)).await.unwrap();
+    publish(&store).await;
+    assert!(before < reads().await);
+    assert_eq!(assert_log_is_whole(&observer).await, 45);
+    shutdown.cancel();
+    relay.stopped().await;
 }

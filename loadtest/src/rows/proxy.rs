@@ -1,7 +1,8 @@
 //! A path that leads to a service of the user's own, against nginx in front of the same service.
 //!
 //! The service answers from memory and says what it read, so that nothing is left unverified. The
-//! gateway enforces the token before and after asking it; nginx passes on.
+//! gateway enforces the token before and after asking it; nginx passes on. So does a proxy of hyper and nothing
+//! else, which tells how much of the distance is that between hyper and nginx.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::events;
 use crate::http::Connection;
 use crate::load::closed_loop;
 use crate::pairs::{Sample, Side, interleave};
-use crate::report::{Goal, Line};
+use crate::report::{Goal, Line, median};
 use crate::seed::{self, Tokens};
 use crate::servers::{PATIENCE, Primary, Setup};
 
@@ -36,6 +37,7 @@ const NGINX: &str = "/usr/sbin/nginx";
 /// Requests a second.
 pub async fn measure(plan: Plan) -> anyhow::Result<Vec<Line>> {
     let world = World::start().await?;
+    let bare = Mutex::new(Vec::new());
     let pairs = interleave(plan.pairs, async |side| {
         let load = match side {
             Side::Ours => {
@@ -43,26 +45,33 @@ pub async fn measure(plan: Plan) -> anyhow::Result<Vec<Line>> {
                     .await?
             }
             Side::Baseline => {
+                let load =
+                    closed_loop(&mut world.bare.lock().await, DURATION, Passing::through).await?;
+                bare.lock().await.push(load.rate());
                 closed_loop(&mut world.nginx.lock().await, DURATION, Passing::through).await?
             }
         };
         let remark = format!("({:.2} ms at the median)", load.latency_ms(0.5));
         Ok(Sample { value: load.rate(), remark })
     });
-    Ok(vec![pairs.await?.into_line(NAME, "requests/s", Goal::RatioMin(0.95))])
+    let line = pairs.await?.into_line(NAME, "requests/s", Goal::RatioMin(0.95));
+    // The first did not count for the others either.
+    let bare = median(&bare.into_inner()[1..]).unwrap_or(f64::NAN);
+    Ok(vec![line.noting(format!("a proxy of hyper and nothing else: {bare:.0} requests/s"))])
 }
 
 struct World {
     ours: Mutex<Vec<Passing>>,
     nginx: Mutex<Vec<Passing>>,
-    _servers: [Child; 2],
+    bare: Mutex<Vec<Passing>>,
+    _servers: [Child; 3],
     _primary: Primary,
     _folder: TempDir,
 }
 
 impl World {
     async fn start() -> anyhow::Result<Self> {
-        let [service_port, nginx_port] = ports::free_many()?;
+        let [service_port, nginx_port, bare_port] = ports::free_many()?;
         let listen = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let gateway_extra = format!(
             "route = [{{ prefix = \"/notes\", upstream = \"http://127.0.0.1:{service_port}\", \
@@ -77,6 +86,8 @@ impl World {
             .with_header("consistency-position", format!("1.{head}"));
         let service = bare::start(folder.path(), listen(service_port), &answer, None).await?;
         let nginx = nginx(folder.path(), nginx_port, service_port).await?;
+        let upstream = listen(service_port);
+        let bare = bare::start_proxy(folder.path(), listen(bare_port), upstream).await?;
         let lanes = async |address| -> anyhow::Result<Mutex<Vec<Passing>>> {
             let connections = Connection::open_many(address, CONNECTION_COUNT).await?;
             let lanes = (0..).zip(connections).map(|(lane, connection)| Passing {
@@ -89,7 +100,8 @@ impl World {
         Ok(Self {
             ours: lanes(primary.address).await?,
             nginx: lanes(listen(nginx_port)).await?,
-            _servers: [service, nginx],
+            bare: lanes(listen(bare_port)).await?,
+            _servers: [service, nginx, bare],
             _primary: primary,
             _folder: folder,
         })

@@ -191,3 +191,16 @@ async fn a_request_is_sent_to_its_end_although_its_answer_is_over() {
     let heard = tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap().unwrap();
     assert!(heard.contains("first") && heard.contains("last"), "{heard}");
 }
+
+/// As what is left is when a runtime ends before its tasks do.
+#[test]
+fn an_answer_dropped_outside_a_runtime_ends_its_connection() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut script, answer) = runtime.block_on(async {
+        let script = Script::of(&[Reaction::Answer(EMPTY)]).await;
+        let answer = script.ask().await.unwrap();
+        (script, answer)
+    });
+    drop(answer);
+    assert_eq!(runtime.block_on(script.saw(2)), [1, -1]);
+}

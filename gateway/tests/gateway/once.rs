@@ -202,7 +202,7 @@ async fn the_retry_of_a_write_of_unknown_outcome_finds_out() {
     let note = noted("a");
     let (unknown, ()) = tokio::join!(
         keyed(&hasty, "k", EVENTS, &note),
-        until_blocked(&pool, "%append_events_once%"),
+        until_blocked(&pool, "%append_events%"),
     );
     assert_eq!(unknown.came_to(), (503, "outcome-unknown"));
     assert!(!unknown.header("retry-after").is_empty());
@@ -332,7 +332,7 @@ async fn a_command_whose_attempts_run_out_is_told_to_come_again() {
             request = request.header("if-match", tag);
         }
         let adding = tokio::spawn(Reply::of(request));
-        until_blocked(&pool, "%append_events_once%").await;
+        until_blocked(&pool, "%append_events%").await;
         sqlx::query(
             "select append_events(
                  log_id, gen_random_uuid(), '{order}', array[$1], '{null}', '{null}',

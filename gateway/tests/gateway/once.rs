@@ -200,10 +200,8 @@ async fn the_retry_of_a_write_of_unknown_outcome_finds_out() {
     let pool = log_database(&world);
     let head = hold_head(&pool).await;
     let note = noted("a");
-    let (unknown, ()) = tokio::join!(
-        keyed(&hasty, "k", EVENTS, &note),
-        until_blocked(&pool, "%append_events%"),
-    );
+    let (unknown, ()) =
+        tokio::join!(keyed(&hasty, "k", EVENTS, &note), until_blocked(&pool, "%append_events%"),);
     assert_eq!(unknown.came_to(), (503, "outcome-unknown"));
     assert!(!unknown.header("retry-after").is_empty());
     head.rollback().await.unwrap();

@@ -1,9 +1,11 @@
 //! Free ports that stay free until their server listens.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Mutex;
+
+use tokio::net::TcpSocket;
 
 use crate::Error;
 
@@ -53,16 +55,34 @@ fn lock_dir() -> Result<PathBuf, Error> {
 
 fn reserve(dir: &std::path::Path, port: u16) -> bool {
     let Ok(lock) = File::create(dir.join(port.to_string())) else { return false };
-    if lock.try_lock().is_err() || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err() {
+    if lock.try_lock().is_err() || probe(port).is_err() {
         return false;
     }
     HELD.lock().expect("no holder of the list can panic").push(lock);
     true
 }
 
+/// Binds the port, without listening: a program that another thread starts at this moment has the socket for as long
+/// as it takes to become that program, and must not keep the port from its server.
+fn probe(port: u16) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+    Ok(socket)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    #[test]
+    fn a_port_that_is_still_being_looked_at_can_be_listened_on() {
+        let port = free().unwrap();
+        let _looking = probe(port).unwrap();
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    }
 
     #[test]
     fn a_port_is_given_once_and_can_be_bound() {

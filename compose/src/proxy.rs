@@ -9,6 +9,7 @@ mod link;
 mod toxic;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,6 +29,12 @@ use link::Weather;
 
 /// Before a listener that cannot take connections, for want of file descriptors say, tries again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a port that is taken is asked for.
+const PORT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Between two times.
+const PORT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The proxies of a topology and their HTTP API. All end when the last clone is dropped.
 #[derive(Debug, Clone)]
@@ -255,7 +263,7 @@ impl Proxy {
             return Ok(());
         }
         let refused = |source| ProxyError::Listen { address: listen.to_owned(), source };
-        let listener = TcpListener::bind(listen).await.map_err(refused)?;
+        let listener = listener(listen).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         let up = Up { stop: CancellationToken::new(), tasks: TaskTracker::new() };
         let line = link::Line {
@@ -305,5 +313,19 @@ impl Proxy {
 impl Drop for Up {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// Listens. A program that another thread was starting when this listener was closed before has it for a moment
+/// longer, so a port that is taken is asked for again.
+async fn listener(address: &str) -> io::Result<TcpListener> {
+    let end = Instant::now() + PORT_PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                sleep(PORT_PAUSE).await;
+            }
+            bound => return bound,
+        }
     }
 }

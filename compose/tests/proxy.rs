@@ -50,6 +50,21 @@ async fn echoes(stream: &mut TcpStream, word: &[u8]) -> bool {
     timeout(PATIENCE, round_trip).await.unwrap().is_ok() && back == word
 }
 
+/// As a program has it that was being started when the port was closed.
+#[tokio::test]
+async fn a_port_that_somebody_is_about_to_leave_is_asked_for_again() {
+    let leaving = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = leaving.local_addr().unwrap().to_string();
+    let proxies = Proxies::start(0).await.unwrap();
+    let upstream = echo_server().await;
+    let (created, ()) = tokio::join!(proxies.create(LINK, &listen, &upstream), async {
+        tokio::task::yield_now().await;
+        drop(leaving);
+    });
+    created.unwrap();
+    assert!(echoes(&mut TcpStream::connect(listen).await.unwrap(), b"tide").await);
+}
+
 #[tokio::test]
 async fn bytes_pass_and_are_counted() {
     let (proxies, listen) = link().await;

@@ -61,8 +61,7 @@ impl Caller {
 
     /// Runs a command of the domain.
     pub async fn command(&mut self, name: &str, input: &Value) -> Result<Answer, CallerError> {
-        let request = self.http.post(format!("{}/v1/commands/{name}", self.url)).json(input);
-        self.send(request).await
+        self.send(self.posting(name, input)).await
     }
 
     /// Runs a command of the domain, once: it is sent again under the same key while the answer is to ask later,
@@ -71,8 +70,8 @@ impl Caller {
         let start = Instant::now();
         let key = format!("\"{}\"", Uuid::now_v7());
         loop {
-            let request = self.http.post(format!("{}/v1/commands/{name}", self.url)).json(input);
-            let mut answer = self.send(request.header(IDEMPOTENCY_KEY, &key)).await?;
+            let request = self.posting(name, input).header(IDEMPOTENCY_KEY, &key);
+            let mut answer = self.send(request).await?;
             answer.took = start.elapsed();
             match answer.pause() {
                 Some(pause) if answer.took < WRITE_DEADLINE => sleep(pause).await,
@@ -108,6 +107,10 @@ impl Caller {
     /// Goes on where another caller is: takes its token.
     pub fn adopt(&mut self, other: &Caller) {
         self.token.clone_from(&other.token);
+    }
+
+    fn posting(&self, name: &str, input: &Value) -> reqwest::RequestBuilder {
+        self.http.post(format!("{}/v1/commands/{name}", self.url)).json(input)
     }
 
     async fn send(&mut self, request: reqwest::RequestBuilder) -> Result<Answer, CallerError> {

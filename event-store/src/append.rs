@@ -58,6 +58,17 @@ pub enum Expected {
     },
 }
 
+impl Expected {
+    /// Epoch and version as the log is asked for them.
+    pub(crate) fn columns(self) -> (Option<i32>, Option<i64>) {
+        match self {
+            Self::Any => (None, None),
+            Self::MustNotExist => (None, Some(0)),
+            Self::Last { epoch, version } => (Some(epoch.as_i32()), Some(version.as_i64())),
+        }
+    }
+}
+
 /// An append on its way to its commit.
 #[derive(Debug, Clone)]
 pub(crate) struct Command {

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
 
-use crate::append::{Append, Appended, Command, Expected};
+use crate::append::{Append, Appended, Command};
 use crate::commit::Answer;
 use crate::idempotency::{self, Once, Repeat};
 use crate::refusal::{Refusal, RefusalKind};
@@ -100,7 +100,7 @@ pub(crate) async fn append_events(
 
 /// Whether each command has one event and no key, and its aggregate to itself: then the function need not
 /// tell them apart.
-fn is_each_alone(commands: &[Arc<Command>]) -> bool {
+pub(crate) fn is_each_alone(commands: &[Arc<Command>]) -> bool {
     let mut aggregates = HashSet::with_capacity(commands.len());
     commands.iter().map(AsRef::as_ref).all(|Command { append, idempotency, .. }| {
         idempotency.is_none() && append.events.len() == 1 && aggregates.insert(&append.aggregate)
@@ -175,11 +175,7 @@ impl<'a> Commands<'a> {
     fn of(commands: &'a [Arc<Command>]) -> Self {
         let mut columns = Self::default();
         for Command { append, .. } in commands.iter().map(AsRef::as_ref) {
-            let (epoch, version) = match append.expected {
-                Expected::Any => (None, None),
-                Expected::MustNotExist => (None, Some(0)),
-                Expected::Last { epoch, version } => (Some(epoch.as_i32()), Some(version.as_i64())),
-            };
+            let (epoch, version) = append.expected.columns();
             let event_count = i32::try_from(append.events.len())
                 .expect("an append's events were counted against a far smaller bound");
             columns.aggregate_types.push(append.aggregate.kind().as_str());

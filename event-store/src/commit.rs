@@ -4,20 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consistency::{CommittedAt, Epoch, EventId, LogPosition};
+use consistency::{CommittedAt, Epoch, EventId};
 use sqlx::pool::PoolConnection;
-use sqlx::{PgPool, Postgres};
-use tokio::sync::watch;
+use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
+use crate::alone::append_alone;
 use crate::append::{Append, Command};
 use crate::call::{
-    Called, Guard, append_events, appended, blames_the_append, failure, is_epoch_over, tail_lost,
-    was_rolled_back,
+    Called, Guard, append_events, appended, blames_the_append, failure, is_each_alone,
+    is_epoch_over, tail_lost, was_rolled_back,
 };
 use crate::recent::Recent;
 use crate::refusal::Refusal;
+use crate::seen::Seen;
 use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
@@ -86,19 +87,18 @@ pub(crate) struct Session {
     pool: PgPool,
     config: StoreConfig,
     connection: Option<PoolConnection<Postgres>>,
-    /// The newest end of the log that this process has seen.
-    committed: watch::Receiver<LogPosition>,
+    seen: Seen,
     recent: Arc<Recent>,
+    /// What the log ended with after the last commit.
+    last_event: Option<EventId>,
+    /// Others append at the same time: a statement that does nothing then is not worth its round trip.
+    has_others: bool,
 }
 
 impl Session {
-    pub(crate) fn new(
-        pool: PgPool,
-        config: StoreConfig,
-        committed: watch::Receiver<LogPosition>,
-        recent: Arc<Recent>,
-    ) -> Self {
-        Self { pool, config, connection: None, committed, recent }
+    pub(crate) fn new(pool: PgPool, config: StoreConfig, seen: Seen, recent: Arc<Recent>) -> Self {
+        let (last_event, has_others) = (None, false);
+        Self { pool, config, connection: None, seen, recent, last_event, has_others }
     }
 
     /// Commits the batch and answers each of its appends, in order.
@@ -153,12 +153,12 @@ impl Session {
                 Err(error) => return Outcome::Failed(error),
             },
         };
-        let log_id = self.config.log_id.get();
-        let expected = Guard { seen: *self.committed.borrow(), judged: batch.judged };
-        let call = append_events(&mut connection, log_id, batch_id, expected, &batch.commands);
-        match timeout(self.config.statement_wait_max, call).await {
+        let statement_wait_max = self.config.statement_wait_max;
+        let call = self.append(&mut connection, batch_id, batch);
+        match timeout(statement_wait_max, call).await {
             Ok(Ok(Called { answers, before })) => {
                 self.connection = Some(connection);
+                self.last_event = Some(last_event(&answers).unwrap_or(before));
                 self.recent.keep(before, &batch.commands, &answers);
                 Outcome::Answered(answers)
             }
@@ -184,6 +184,27 @@ impl Session {
                 Outcome::Unknown(sqlx::Error::Io(late))
             }
         }
+    }
+
+    async fn append(
+        &mut self,
+        connection: &mut PgConnection,
+        batch_id: Uuid,
+        batch: &Batch,
+    ) -> Result<Called, sqlx::Error> {
+        let log_id = self.config.log_id.get();
+        let expected = Guard { seen: self.seen.head(), judged: batch.judged };
+        let commands = batch.commands.as_slice();
+        if let ([command], false) = (commands, self.has_others)
+            && is_each_alone(commands)
+            && let Some(called) =
+                append_alone(connection, log_id, batch_id, expected, command).await?
+        {
+            return Ok(called);
+        }
+        let called = append_events(connection, log_id, batch_id, expected, commands).await?;
+        self.has_others = self.last_event.is_some_and(|last| last != called.before);
+        Ok(called)
     }
 
     /// The log lost its tail behind our back. Whoever has not seen it that long would go on appending.
@@ -277,6 +298,14 @@ impl Session {
 /// Whether commands are to be tried one by one, since not all of them need be at fault.
 fn blames_some(error: &sqlx::Error) -> bool {
     blames_the_append(error) || is_epoch_over(error)
+}
+
+/// The newest event of those appended.
+fn last_event(answers: &[Answer]) -> Option<EventId> {
+    answers.iter().rev().find_map(|answer| match answer {
+        Ok(Once::Appended(appended)) => appended.event_ids.last().copied(),
+        Ok(Once::Repeated(_)) | Err(_) => None,
+    })
 }
 
 /// Closes a connection instead of giving it back: a statement may still run on it.

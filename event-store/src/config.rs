@@ -119,6 +119,7 @@ impl Timeouts {
             ("enable_seqscan", "off".to_owned()),
             ("enable_bitmapscan", "off".to_owned()),
             ("jit", "off".to_owned()),
+            ("plan_cache_mode", "force_generic_plan".to_owned()),
         ])
     }
 }

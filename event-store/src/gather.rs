@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use consistency::LogPosition;
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::append::Command;
 use crate::commit::{Answer, Batch, Session};
 use crate::recent::Recent;
-use crate::{Once, StoreConfig, store};
+use crate::seen::Seen;
+use crate::{Once, StoreConfig};
 
 /// An append that waits for its commit.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Gatherer {
     /// Taken from the queue, but too large for the batch before.
     left_over: Option<Queued>,
     session: Session,
-    committed: watch::Sender<LogPosition>,
+    seen: Seen,
     stop: CancellationToken,
 }
 
@@ -42,12 +42,12 @@ impl Gatherer {
         pool: PgPool,
         config: StoreConfig,
         waiting: mpsc::Receiver<Queued>,
-        committed: watch::Sender<LogPosition>,
+        seen: Seen,
         recent: Arc<Recent>,
         stop: CancellationToken,
     ) -> Self {
-        let session = Session::new(pool, config.clone(), committed.subscribe(), recent);
-        Self { config, waiting, left_over: None, session, committed, stop }
+        let session = Session::new(pool, config.clone(), seen.clone(), recent);
+        Self { config, waiting, left_over: None, session, seen, stop }
     }
 
     /// Runs until it is stopped and the queue is empty, or every handle is dropped.
@@ -63,7 +63,7 @@ impl Gatherer {
                 Once::Repeated(_) => None,
             });
             if let Some(newest) = newest.max() {
-                store::raise(&self.committed, newest);
+                self.seen.raise(newest);
             }
             for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
                 drop(room);

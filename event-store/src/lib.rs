@@ -1,11 +1,12 @@
 //! The write side: an append-only log in Postgres that is its own outbox, and the relay that publishes it.
 //!
 //! [`EventStore::append`] checks an [`Append`] against the bounds, gathers it with others and commits
-//! them in one call of one SQL function, so that positions are dense and in commit order and the log's
-//! row lock never waits for a client. [`EventStore::append_once`] does the same under an idempotency key,
+//! them in one call of one SQL function (or one plain statement, see `alone.sql`), so that positions are
+//! dense and in commit order and the log's row lock never waits for a client. [`EventStore::append_once`] does the same under an idempotency key,
 //! in the same call. [`Relay`] publishes the committed rows to the epoch's stream,
 //! where stream sequence equals position; it keeps no cursor of its own.
 
+mod alone;
 mod append;
 mod bounds;
 mod call;
@@ -21,6 +22,7 @@ mod moment;
 mod recent;
 mod refusal;
 mod relay;
+mod seen;
 mod snapshot;
 mod store;
 

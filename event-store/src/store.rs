@@ -19,6 +19,7 @@ use crate::idempotency::{self, Idempotency, Once, Repeat};
 use crate::log::{self, AggregateHead, Head, Limit};
 use crate::recent::{Follower, Recent};
 use crate::refusal::Refusal;
+use crate::seen::Seen;
 use crate::snapshot::{self, Keep, SNAPSHOTS_WAITING_MAX, Tail};
 use crate::{AppendError, OpenError, ReadError, StoreConfig, bounds};
 
@@ -42,7 +43,7 @@ struct Shared {
     queue: mpsc::Sender<Queued>,
     queue_bytes: Arc<Semaphore>,
     stop: CancellationToken,
-    committed: watch::Sender<LogPosition>,
+    seen: Seen,
     recent: Arc<Recent>,
     snapshots: mpsc::Sender<Keep>,
     /// Where events are published, which says how large they may be.
@@ -89,14 +90,14 @@ impl EventStore {
             return Err(OpenError::OtherLog { found: head.log_id, configured: config.log_id });
         }
         let (queue, waiting) = mpsc::channel(config.queue_commands_max);
-        let (committed, _) = watch::channel(head.at);
+        let seen = Seen::new(head.at);
         let stop = CancellationToken::new();
         let recent = Arc::new(Recent::default());
         let gatherer = Gatherer::new(
             pool.clone(),
             config.clone(),
             waiting,
-            committed.clone(),
+            seen.clone(),
             Arc::clone(&recent),
             stop.clone(),
         );
@@ -118,7 +119,7 @@ impl EventStore {
             queue,
             queue_bytes,
             stop: stop.clone(),
-            committed,
+            seen,
             recent,
             snapshots,
             publisher: RwLock::default(),
@@ -193,18 +194,23 @@ impl EventStore {
     /// The end of the log, as the database has it now.
     pub async fn head(&self) -> Result<Head, ReadError> {
         let head = self.bounded(log::head(self.pool())).await?.ok_or_else(log::no_head)?;
-        raise(&self.shared.committed, head.at);
+        self.shared.seen.raise(head.at);
         Ok(head)
     }
 
     /// The newest end of the log that this process has seen; other processes may have appended since.
     pub fn head_seen(&self) -> LogPosition {
-        *self.shared.committed.borrow()
+        self.shared.seen.head()
     }
 
     /// Tells of each newer end of the log that this process sees.
-    pub fn watch_head(&self) -> watch::Receiver<LogPosition> {
-        self.shared.committed.subscribe()
+    pub(crate) fn watch_head(&self) -> watch::Receiver<LogPosition> {
+        self.shared.seen.watch_head()
+    }
+
+    /// Tells of each newer epoch of the log that this process sees.
+    pub fn watch_epoch(&self) -> watch::Receiver<Epoch> {
+        self.shared.seen.watch_epoch()
     }
 
     /// Has what this process commits kept for whoever follows it, which is the relay.
@@ -327,15 +333,4 @@ impl EventStore {
             Err(ReadError::Unavailable(sqlx::Error::Io(late)))
         })
     }
-}
-
-/// Moves the watched head forward, never back.
-pub(crate) fn raise(committed: &watch::Sender<LogPosition>, at: LogPosition) {
-    committed.send_if_modified(|seen| {
-        let newer = *seen < at;
-        if newer {
-            *seen = at;
-        }
-        newer
-    });
 }

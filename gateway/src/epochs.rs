@@ -120,7 +120,7 @@ pub fn is_passed_over(known: &Token, shows: &Token) -> bool {
 /// gateway of the region says so, whichever of them runs the relay.
 pub async fn watch(gateway: Arc<Gateway>, readiness: Readiness, stop: CancellationToken) {
     let Role::Primary(store) = &gateway.role else { return };
-    let mut head = store.watch_head();
+    let mut epoch = store.watch_epoch();
     let mut ticks = tokio::time::interval(gateway.config.read.refresh_interval.get());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -128,7 +128,7 @@ pub async fn watch(gateway: Arc<Gateway>, readiness: Readiness, stop: Cancellati
             biased;
             () = stop.cancelled() => return,
             // Somebody met a newer epoch. The store outlives this loop, so the watch is not closed.
-            _ = head.wait_for(|at| gateway.history().current() < at.epoch) => {}
+            _ = epoch.wait_for(|epoch| gateway.history().current() < *epoch) => {}
             _ = ticks.tick() => {}
         }
         let looked = stop.run_until_cancelled(look(&gateway, store));

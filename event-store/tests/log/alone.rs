@@ -1,16 +1,22 @@
-//! Commands that need not be told apart take ways of their own through the database, one for a command by
+//! Commands that need not be told apart take ways of their own through the database, two for a command by
 //! itself and one for many, and come to the same as on the way of all others.
 
-use sqlx::{AssertSqlSafe, PgPool};
+use event_store::Expected;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgPool, Row};
 use uuid::Uuid;
 
-use crate::support::{Database, LOG_ID, append, eventually, order};
-use event_store::Expected;
+use crate::support::{
+    Database, LOG_ID, append, assert_log_is_whole, eventually, order, until_blocked,
+};
 
 /// The way of all, which is there for these as well.
 const TOGETHER: &str = "append_events_once(";
 /// The ways of their own, up to what only they ask for.
 const ALONE: &str = "append_events_chained(true, 1, 0, 1, ";
+
+/// The statement of a command by itself, which says nothing when it does nothing.
+const BY_ITSELF: &str = include_str!("../../src/alone.sql");
 
 /// A command of one event.
 struct One {
@@ -53,6 +59,37 @@ async fn call(pool: &PgPool, function: &str, commands: &[One]) -> Said {
     said.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
 }
 
+/// Appends one command by itself: where it stands, if it was appended.
+async fn by_itself(
+    pool: &PgPool,
+    judged: Option<i32>,
+    one: &One,
+) -> Result<Option<(i32, i64, i64)>, String> {
+    let said = sqlx::query(BY_ITSELF)
+        .bind(1)
+        .bind(0_i64)
+        .bind(judged)
+        .bind(one.log_id)
+        .bind(one.batch_id)
+        .bind("order")
+        .bind(&one.aggregate)
+        .bind(one.expected.0.parse::<i32>().ok())
+        .bind(one.expected.1.parse::<i64>().ok())
+        .bind(one.event_id)
+        .bind("order")
+        .bind(1_i16)
+        .bind(one.event_id)
+        .bind(one.event_id)
+        .bind(None::<&[u8]>)
+        .bind(None::<&str>)
+        .bind(one.data)
+        .fetch_optional(pool)
+        .await;
+    let place = |row: PgRow| (row.get("epoch"), row.get("version"), row.get("position"));
+    said.map(|row| row.map(place))
+        .map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
+}
+
 async fn log(pool: &PgPool) -> Vec<String> {
     let rows = "select (to_jsonb(event) - 'committed_at')::text from event order by position";
     let mut rows: Vec<String> = sqlx::query_scalar(rows).fetch_all(pool).await.unwrap();
@@ -64,9 +101,11 @@ async fn log(pool: &PgPool) -> Vec<String> {
 #[tokio::test]
 async fn an_append_alone_comes_to_what_it_would_among_others() {
     let (alone, together) = (Database::start().await, Database::start().await);
+    let itself = Database::start().await;
     // Opening makes each the log.
-    let _stores = (alone.store().await, together.store().await);
+    let _stores = (alone.store().await, together.store().await, itself.store().await);
     let pools = [(alone.pool(), ALONE), (together.pool(), TOGETHER)];
+    let itself = itself.pool();
     let id = |n: u128| Uuid::from_u128(n);
     let of = |n, aggregate: &str, (epoch, version): (&str, &str)| One {
         log_id: LOG_ID.get(),
@@ -92,7 +131,7 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
         (One { log_id: id(7), ..of(10, "d", any) }, Err("TM002")),
         (One { batch_id: id(999), ..of(11, "d", any) }, Err("TM003")),
     ];
-    for (pool, _) in &pools {
+    for pool in [&pools[0].0, &pools[1].0, &itself] {
         let given_up = "insert into abandoned_append (batch_id) values ($1)";
         sqlx::query(given_up).bind(id(999)).execute(pool).await.unwrap();
     }
@@ -104,6 +143,14 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
         let came_to = said[0].as_ref().map(|said| said[0].0.as_str()).map_err(String::as_str);
         assert_eq!(came_to, *outcome, "{nth}");
         assert_eq!(said[0], said[1], "{nth}");
+        let place = match said.remove(0) {
+            Ok(said) => Ok(said.into_iter().find(|said| said.0 == "appended")),
+            // These the function has words for.
+            Err(code) if code.starts_with("TM") => Ok(None),
+            Err(code) => Err(code),
+        };
+        let place = place.map(|said| said.map(|(_, epoch, version, at)| (epoch, version, at)));
+        assert_eq!(by_itself(&itself, Some(1), command).await, place, "{nth}");
     }
     let mut refused = Vec::new();
     for (pool, function) in &pools {
@@ -112,7 +159,66 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
         refused.push(call(pool, function, &[of(12, "d", any)]).await);
     }
     assert_eq!(refused, [Err("TM001".to_owned()), Err("TM001".to_owned())]);
-    assert_eq!(log(&pools[0].0).await, log(&pools[1].0).await);
+    let refuse = "update log_head set refused_because = 'so'";
+    sqlx::query(refuse).execute(&itself).await.unwrap();
+    assert_eq!(by_itself(&itself, Some(1), &of(12, "d", any)).await, Ok(None));
+    let log_of_all = log(&pools[1].0).await;
+    assert_eq!([log(&pools[0].0).await, log(&itself).await], [log_of_all.clone(), log_of_all]);
+}
+
+/// A statement sees the log as it was when it began, be it that it waited for the head since.
+#[tokio::test]
+async fn an_append_by_itself_does_nothing_if_the_head_moved_while_it_waited() {
+    let database = Database::start().await;
+    let (store, _committer) = database.store().await;
+    let pool = database.pool();
+    store.append(append(&order("a"), Expected::Any, 1)).await.unwrap();
+    let one = |batch| One {
+        log_id: LOG_ID.get(),
+        batch_id: Uuid::from_u128(batch),
+        event_id: Uuid::new_v4(),
+        aggregate: "a".to_owned(),
+        expected: ("null".to_owned(), "null".to_owned()),
+        data: "{}",
+    };
+    let log_id = LOG_ID.get();
+    let nil = Uuid::nil();
+    let moves = [
+        // This very call is given up, and any other.
+        format!("select from settle_append('{log_id}', '{}', '{{}}')", Uuid::from_u128(0)),
+        format!("select from settle_append('{log_id}', '{nil}', '{{}}')"),
+        "update log_head set refused_because = 'so'".to_owned(),
+        "update log_head set epoch = epoch + 1".to_owned(),
+        format!("update log_head set event_id = '{nil}'"),
+        "update log_head set position = position + 1".to_owned(),
+    ];
+    for (nth, moved) in (0..).zip(moves) {
+        for is_kept in [true, false] {
+            let mut head = pool.begin().await.unwrap();
+            sqlx::query(AssertSqlSafe(moved.as_str())).execute(&mut *head).await.unwrap();
+            let one = one(nth);
+            let appending = by_itself(&pool, None, &one);
+            let moving = async {
+                until_blocked(&pool, 1).await;
+                match is_kept {
+                    true => head.commit().await.unwrap(),
+                    false => head.rollback().await.unwrap(),
+                }
+            };
+            let before = log(&pool).await.len();
+            let (place, ()) = tokio::join!(appending, moving);
+            let place = place.unwrap();
+            assert_eq!(place.is_none(), is_kept, "{moved}: {place:?}");
+            assert_eq!(log(&pool).await.len(), before + usize::from(!is_kept), "{moved}");
+            // As it was before.
+            let last = "update log_head set refused_because = null, epoch = 1,
+                            (position, event_id) =
+                                (select position, id from event order by position desc limit 1)";
+            sqlx::query(last).execute(&pool).await.unwrap();
+            sqlx::query("delete from abandoned_append").execute(&pool).await.unwrap();
+        }
+    }
+    assert_log_is_whole(&pool).await;
 }
 
 #[tokio::test]

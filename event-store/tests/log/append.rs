@@ -107,7 +107,7 @@ async fn a_loser_of_a_gathered_commit_leaves_the_others_alone() {
         store.append(append(&order("c"), Expected::Any, 1)),
     ]);
     let release = async {
-        until_blocked(&pool).await;
+        until_blocked(&pool, 1).await;
         lock.rollback().await.unwrap();
     };
     let (plug, answers, ()) = tokio::join!(plug, gathered, release);
@@ -141,7 +141,7 @@ async fn an_append_at_fault_does_not_fail_those_gathered_with_it() {
         store.append(append(&order("b"), Expected::Any, 1)),
     ]);
     let release = async {
-        until_blocked(&pool).await;
+        until_blocked(&pool, 1).await;
         lock.rollback().await.unwrap();
     };
     let (plug, answers, ()) = tokio::join!(plug, gathered, release);
@@ -165,7 +165,7 @@ async fn a_gathered_commit_keeps_its_bounds_and_the_order() {
     let lock = hold_head(&pool).await;
     let plug = store.append(append(&order("plug"), Expected::Any, 1));
     let release = async {
-        until_blocked(&pool).await;
+        until_blocked(&pool, 1).await;
         let waiting = [2, 2, 1, 1, 1, 1, 4]
             .map(|event_count| store.append(append(&order("a"), Expected::Any, event_count)));
         // All are in the queue before the lock is released: each is polled once, in order.
@@ -191,7 +191,7 @@ async fn a_full_queue_refuses_at_once_and_a_stopped_store_finishes_what_it_took(
     let lock = hold_head(&pool).await;
     let plug = store.append(append(&order("plug"), Expected::Any, 1));
     let rest = async {
-        until_blocked(&pool).await;
+        until_blocked(&pool, 1).await;
         let waiting = join_all((0..3).map(|_| store.append(append(&order("a"), Expected::Any, 1))));
         let release = async {
             // Polled after those above: the two that fit are in the queue.

@@ -190,7 +190,7 @@ async fn what_was_judged_in_an_epoch_that_is_over_is_not_appended() {
     let [first, old, new, any] = waiting;
     let store = region.store.clone();
     let first = tokio::spawn(async move { store.append(first).await });
-    until_blocked(&pool).await;
+    until_blocked(&pool, 1).await;
     let (judged_old, judged_new) = (judged(Epoch::FIRST), judged(second()));
     let others = async {
         tokio::join!(judged_old.append(old), judged_new.append(new), region.store.append(any))

@@ -1,7 +1,5 @@
 //! Idempotency keys: a repeat is answered like the first, whenever and wherever it comes.
 
-use std::time::Duration;
-
 use event_store::{
     AnswerFormat, AppendError, Appended, EventStore, Expected, FirstAnswer, Idempotency, Once,
     Repeat, StoreConfig,
@@ -14,7 +12,7 @@ use crate::support::{
     Database, LOG_ID, append, assert_log_is_whole, eventually, fill, hold_head, order, pool,
     position, until_blocked, version,
 };
-use crate::wire::{Fault, Wire};
+use crate::wire::{Broken, Fault, over_a_wire};
 
 fn key(key: u8, request: u8) -> Idempotency {
     Idempotency {
@@ -121,7 +119,7 @@ async fn repeats_in_one_gathered_commit_are_answered_like_the_first_of_them() {
         store.append_once(append(&b, Expected::Any, 3), key(2, 1)),
     ]);
     let release = async {
-        until_blocked(&pool).await;
+        until_blocked(&pool, 1).await;
         lock.rollback().await.unwrap();
     };
     let (plug, without_key, answers, ()) = tokio::join!(plug, without_key, gathered, release);
@@ -224,25 +222,7 @@ async fn a_release_that_knows_no_keys_appends_beside_one_that_does() {
     assert_eq!(assert_log_is_whole(&pool).await, 6);
 }
 
-struct Broken {
-    database: Database,
-    wire: Wire,
-    store: EventStore,
-    _committer: event_store::Committer,
-}
-
 /// A store that reaches its database over a wire, with one event in the log.
-async fn over_a_wire() -> Broken {
-    let database = Database::alone().await;
-    let wire = Wire::to(database.cluster.port()).await;
-    let config =
-        StoreConfig { settle_wait_max: Duration::from_secs(2), ..StoreConfig::new(LOG_ID) };
-    let pool = pool(&wire.url("tidemark_log"));
-    let (store, _committer) = EventStore::open(pool, config).await.unwrap();
-    fill(&store, 1).await;
-    Broken { database, wire, store, _committer }
-}
-
 #[tokio::test]
 async fn a_repeat_whose_answer_is_lost_is_still_answered_like_the_first() {
     let Broken { database, wire, store, .. } = over_a_wire().await;

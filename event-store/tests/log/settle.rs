@@ -1,42 +1,22 @@
 //! Commits whose answer is lost: never a false success, never a false failure.
 
-use std::time::Duration;
+use event_store::{AppendError, Expected};
 
-use event_store::{AppendError, Committer, EventStore, Expected, StoreConfig};
-
-use crate::support::{
-    Database, LOG_ID, append, assert_log_is_whole, eventually, fill, order, pool, version,
-};
-use crate::wire::{Fault, Wire};
-
-struct Broken {
-    database: Database,
-    wire: Wire,
-    store: EventStore,
-    _committer: Committer,
-}
-
-/// A store that reaches its database over a wire, with one event in the log.
-async fn over_a_wire() -> Broken {
-    let database = Database::alone().await;
-    let wire = Wire::to(database.cluster.port()).await;
-    let config =
-        StoreConfig { settle_wait_max: Duration::from_secs(2), ..StoreConfig::new(LOG_ID) };
-    let pool = pool(&wire.url("tidemark_log"));
-    let (store, committer) = EventStore::open(pool, config).await.unwrap();
-    fill(&store, 1).await;
-    Broken { database, wire, store, _committer: committer }
-}
+use crate::support::{append, assert_log_is_whole, eventually, fill, order, version};
+use crate::wire::{Broken, Fault, over_a_wire};
 
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_found_and_not_repeated() {
-    let Broken { database, wire, store, .. } = over_a_wire().await;
-    wire.break_connections(Fault::LoseAnswer);
-    let appended = store.append(append(&order("a"), Expected::MustNotExist, 3)).await.unwrap();
-    assert_eq!((appended.first_version, appended.first_position.get()), (version(1), 2));
-    assert_eq!(assert_log_is_whole(&database.pool()).await, 4);
-    let events = store.read_aggregate(&order("a"), version(1), 10).await.unwrap();
-    assert_eq!(events[0].committed_at, appended.committed_at);
+    for event_count in [1, 3] {
+        let Broken { database, wire, store, .. } = over_a_wire().await;
+        wire.break_connections(Fault::LoseAnswer);
+        let append = append(&order("a"), Expected::MustNotExist, event_count);
+        let appended = store.append(append).await.unwrap();
+        assert_eq!((appended.first_version, appended.first_position.get()), (version(1), 2));
+        assert_eq!(assert_log_is_whole(&database.pool()).await, 1 + event_count as i64);
+        let events = store.read_aggregate(&order("a"), version(1), 10).await.unwrap();
+        assert_eq!(events[0].committed_at, appended.committed_at);
+    }
 }
 
 #[tokio::test]
@@ -55,17 +35,20 @@ async fn a_conflict_in_a_commit_whose_answer_is_lost_stays_a_conflict() {
 
 #[tokio::test]
 async fn a_call_that_arrives_after_it_was_given_up_does_nothing() {
-    let Broken { database, wire, store, .. } = over_a_wire().await;
-    wire.break_connections(Fault::Delay);
-    // Given up, and made again on another connection.
-    let appended = store.append(append(&order("a"), Expected::Any, 1)).await.unwrap();
-    assert_eq!(appended.first_position.get(), 2);
-    wire.deliver();
-    eventually("the late call is turned away", async || {
-        wire.late_answer().contains("TM003").then_some(())
-    })
-    .await;
-    assert_eq!(assert_log_is_whole(&database.pool()).await, 2);
+    for (event_count, turned_away) in [(1, "INSERT 0 0"), (2, "TM003")] {
+        let Broken { database, wire, store, .. } = over_a_wire().await;
+        wire.break_connections(Fault::Delay);
+        // Given up, and made again on another connection.
+        let append = append(&order("a"), Expected::Any, event_count);
+        let appended = store.append(append).await.unwrap();
+        assert_eq!(appended.first_position.get(), 2);
+        wire.deliver();
+        eventually("the late call is turned away", async || {
+            wire.late_answer().contains(turned_away).then_some(())
+        })
+        .await;
+        assert_eq!(assert_log_is_whole(&database.pool()).await, 1 + event_count as i64);
+    }
 }
 
 #[tokio::test]

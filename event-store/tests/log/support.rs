@@ -122,8 +122,9 @@ pub async fn hold_head(pool: &PgPool) -> Transaction<'static, Postgres> {
     lock
 }
 
-pub async fn until_blocked(pool: &PgPool) {
-    eventually("an append waits for the head", async || {
+/// Waits until so many appends wait for the head.
+pub async fn until_blocked(pool: &PgPool, count: i64) {
+    eventually("appends wait for the head", async || {
         let waiting: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock' and query like '%append_events%'",
@@ -131,7 +132,7 @@ pub async fn until_blocked(pool: &PgPool) {
         .fetch_one(pool)
         .await
         .unwrap();
-        (waiting > 0).then_some(())
+        (count <= waiting).then_some(())
     })
     .await;
 }

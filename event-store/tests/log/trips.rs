@@ -6,8 +6,8 @@ use async_nats::ConnectOptions;
 use compose::nats::{Server, User};
 use compose::postgres::{Cluster, Options};
 use event_store::{
-    AnswerFormat, Committer, EventStore, Expected, Idempotency, Once, Relay, RelayConfig,
-    StoreConfig,
+    AnswerFormat, AppendError, Committer, EventStore, Expected, Idempotency, Once, Relay,
+    RelayConfig, StoreConfig,
 };
 use futures::future::join_all;
 use sqlx::PgPool;
@@ -56,7 +56,7 @@ async fn statements(store: &EventStore, observer: &PgPool, keyed: impl Fn(u8) ->
         }
     };
     let rest = async {
-        until_blocked(observer).await;
+        until_blocked(observer, 1).await;
         let before = calls(observer).await;
         let others = join_all((1..=COMMAND_COUNT).map(&one));
         let release = async { lock.rollback().await.unwrap() };
@@ -98,6 +98,53 @@ async fn a_gathered_commit_is_one_statement_with_keys_and_without() {
         assert_eq!(count, 2, "{name}");
         assert_eq!(assert_log_is_whole(&observer).await, i64::from(COMMAND_COUNT) + 2);
     }
+}
+
+#[tokio::test]
+async fn an_append_by_itself_takes_the_short_way_unless_others_append_at_the_same_time() {
+    let cluster = counting().await;
+    let (store, _committer, observer) = open(&cluster, "log").await;
+    let (other, _other_committer) =
+        EventStore::open(pool(&cluster.url("log")), StoreConfig::new(LOG_ID)).await.unwrap();
+    let counts = async || -> (i64, i64) {
+        let count = "select
+                         coalesce(sum(calls) filter (where query like '/* append_events%'), 0)::bigint,
+                         coalesce(sum(calls) filter (where query like '%from append_events_chained(%'), 0)::bigint
+                     from pg_stat_statements where query not like '%pg_stat_%'";
+        sqlx::query_as(count).fetch_one(&observer).await.unwrap()
+    };
+    let one = append(&order("a"), Expected::Any, 1);
+    let another = || append(&order("a"), Expected::Any, 1);
+    store.append(one).await.unwrap();
+    for _ in 0..10 {
+        store.append(another()).await.unwrap();
+    }
+    assert_eq!(counts().await, (11, 0));
+    // What is said of a conflict, the function says.
+    let lost = store.append(append(&order("a"), Expected::MustNotExist, 1)).await;
+    assert!(matches!(lost, Err(AppendError::Conflict { .. })), "{lost:?}");
+    assert_eq!(counts().await, (12, 1));
+    // In turn with another.
+    for _ in 0..5 {
+        other.append(another()).await.unwrap();
+        store.append(another()).await.unwrap();
+    }
+    assert_eq!(counts().await, (22, 1));
+    // At the same time: one of them finds the head moved.
+    let head = hold_head(&observer).await;
+    let release = async {
+        until_blocked(&observer, 2).await;
+        head.rollback().await.unwrap();
+    };
+    let (one, two, ()) = tokio::join!(store.append(another()), other.append(another()), release);
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(counts().await, (24, 2));
+    let late = if one.first_position < two.first_position { &other } else { &store };
+    late.append(another()).await.unwrap();
+    assert_eq!(counts().await, (24, 3), "it counts on more of that");
+    late.append(another()).await.unwrap();
+    assert_eq!(counts().await, (25, 3));
+    assert_eq!(assert_log_is_whole(&observer).await, 25);
 }
 
 /// The relay has at hand what its own process commits; what others do it must read.

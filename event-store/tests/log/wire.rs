@@ -2,11 +2,17 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use consistency::Epoch;
+use event_store::{Committer, EventStore, Expected, StoreConfig};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::support::{Database, LOG_ID, append, fill, is_conflict, order, pool, version};
 
 /// What happens to what a client sends from now on, over connections made before now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,4 +147,31 @@ impl State {
 
 fn some_bytes(read: std::io::Result<usize>, buffer: &[u8]) -> Option<&[u8]> {
     read.ok().filter(|length| *length > 0).map(|length| &buffer[..length])
+}
+
+/// A store over a wire.
+pub struct Broken {
+    pub database: Database,
+    pub wire: Wire,
+    pub store: EventStore,
+    _committer: Committer,
+}
+
+/// A store that reaches its database over a wire, with one event in the log.
+pub async fn over_a_wire() -> Broken {
+    let database = Database::alone().await;
+    let wire = Wire::to(database.cluster.port()).await;
+    let config =
+        StoreConfig { settle_wait_max: Duration::from_secs(2), ..StoreConfig::new(LOG_ID) };
+    let pool = pool(&wire.url("tidemark_log"));
+    let (store, committer) = EventStore::open(pool, config).await.unwrap();
+    // Its statements are prepared when the wire breaks: that of an append by itself, and the function's.
+    let lost = store.append(append(
+        &order("a"),
+        Expected::Last { epoch: Epoch::FIRST, version: version(1) },
+        1,
+    ));
+    assert!(is_conflict(&lost.await));
+    fill(&store, 1).await;
+    Broken { database, wire, store, _committer: committer }
 }

@@ -1,6 +1,6 @@
 /* append_events, of one command with one event and no key */
 with seen as materialized (
-    select epoch, position, event_id, settled from log_head where one
+    select event_id, xmin as writer from log_head where one
 ),
 last as materialized (
     select epoch, version
@@ -17,11 +17,9 @@ moved as (
         head.one
         and head.log_id = $4
         and head.refused_because is null
-        -- Looked at again after a wait for the lock, unlike all else that was seen.
-        and head.epoch = seen.epoch
-        and head.position = seen.position
-        and head.event_id = seen.event_id
-        and head.settled = seen.settled
+        -- Looked at again after a wait for the lock, unlike all else that was seen: nobody wrote the head since,
+        -- be it only to give this call up.
+        and head.xmin = seen.writer
         and (head.epoch, head.position) >= ($1::integer, $2::bigint)
         and ($3::integer is null or head.epoch = $3)
         and not exists (select from abandoned_append where batch_id = $5)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use consistency::{CommittedAt, Epoch, EventId};
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
@@ -22,6 +23,8 @@ use crate::seen::Seen;
 use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+/// Calls of the function in a row before which nobody else appended, until that is counted on again.
+const QUIET_CALLS: u8 = 8;
 
 /// What one command is told.
 pub(crate) type Answer = Result<Once, AppendError>;
@@ -33,11 +36,17 @@ pub(crate) struct Batch {
     event_count: usize,
     /// The oldest epoch that one of them was judged in.
     judged: Option<Epoch>,
+    /// It is committed by itself since it was not committed with others.
+    is_second_try: bool,
 }
 
 impl Batch {
     pub(crate) fn new() -> Self {
         Self::default()
+    }
+
+    fn one_of_many() -> Self {
+        Self { is_second_try: true, ..Self::default() }
     }
 
     pub(crate) fn push(&mut self, command: Arc<Command>) {
@@ -91,13 +100,14 @@ pub(crate) struct Session {
     recent: Arc<Recent>,
     /// What the log ended with after the last commit.
     last_event: Option<EventId>,
-    /// Others append at the same time: a statement that does nothing then is not worth its round trip.
-    has_others: bool,
+    /// Others append at the same time, for so many more quiet calls: a statement that waits then and does
+    /// nothing costs all of them a place in the queue.
+    has_others: u8,
 }
 
 impl Session {
     pub(crate) fn new(pool: PgPool, config: StoreConfig, seen: Seen, recent: Arc<Recent>) -> Self {
-        let (last_event, has_others) = (None, false);
+        let (last_event, has_others) = (None, 0);
         Self { pool, config, connection: None, seen, recent, last_event, has_others }
     }
 
@@ -109,7 +119,7 @@ impl Session {
                 // One of them is at fault; the others are not made to pay for it.
                 let mut answers = Vec::with_capacity(batch.command_count());
                 for command in batch.commands {
-                    let mut alone = Batch::new();
+                    let mut alone = Batch::one_of_many();
                     alone.push(command);
                     match self.commit_settled(&alone).await {
                         Ok(answer) => answers.extend(answer),
@@ -153,16 +163,14 @@ impl Session {
                 Err(error) => return Outcome::Failed(error),
             },
         };
-        let statement_wait_max = self.config.statement_wait_max;
-        let call = self.append(&mut connection, batch_id, batch);
-        match timeout(statement_wait_max, call).await {
-            Ok(Ok(Called { answers, before })) => {
+        match self.append(&mut connection, batch_id, batch).await {
+            Ok(Called { answers, before }) => {
                 self.connection = Some(connection);
                 self.last_event = Some(last_event(&answers).unwrap_or(before));
                 self.recent.keep(before, &batch.commands, &answers);
                 Outcome::Answered(answers)
             }
-            Ok(Err(error)) if was_rolled_back(&error) => {
+            Err(error) if was_rolled_back(&error) => {
                 // Of the rest, some are the connection's fault: its server may have become a standby.
                 if blames_some(&error) {
                     self.connection = Some(connection);
@@ -174,18 +182,14 @@ impl Session {
                 }
                 Outcome::Failed(error)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 discard(connection);
                 Outcome::Unknown(error)
-            }
-            Err(_) => {
-                discard(connection);
-                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-                Outcome::Unknown(sqlx::Error::Io(late))
             }
         }
     }
 
+    /// Each statement has its own time: the server gives up before we do, and says so.
     async fn append(
         &mut self,
         connection: &mut PgConnection,
@@ -195,15 +199,23 @@ impl Session {
         let log_id = self.config.log_id.get();
         let expected = Guard { seen: self.seen.head(), judged: batch.judged };
         let commands = batch.commands.as_slice();
-        if let ([command], false) = (commands, self.has_others)
+        let in_time = self.config.statement_wait_max;
+        if let [command] = commands
+            && self.has_others == 0
+            && !batch.is_second_try
             && is_each_alone(commands)
-            && let Some(called) =
-                append_alone(connection, log_id, batch_id, expected, command).await?
         {
-            return Ok(called);
+            let call = append_alone(connection, log_id, batch_id, expected, command);
+            if let Some(called) = timeout(in_time, call).await.unwrap_or_else(late)? {
+                return Ok(called);
+            }
         }
-        let called = append_events(connection, log_id, batch_id, expected, commands).await?;
-        self.has_others = self.last_event.is_some_and(|last| last != called.before);
+        let call = append_events(connection, log_id, batch_id, expected, commands);
+        let called = timeout(in_time, call).await.unwrap_or_else(late)?;
+        self.has_others = match self.last_event {
+            Some(last) if last != called.before => QUIET_CALLS,
+            Some(_) | None => self.has_others.saturating_sub(1),
+        };
         Ok(called)
     }
 
@@ -298,6 +310,10 @@ impl Session {
 /// Whether commands are to be tried one by one, since not all of them need be at fault.
 fn blames_some(error: &sqlx::Error) -> bool {
     blames_the_append(error) || is_epoch_over(error)
+}
+
+fn late<T>(_: Elapsed) -> Result<T, sqlx::Error> {
+    Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// The newest event of those appended.

@@ -120,6 +120,8 @@ impl Timeouts {
             ("enable_bitmapscan", "off".to_owned()),
             ("jit", "off".to_owned()),
             ("plan_cache_mode", "force_generic_plan".to_owned()),
+            // What waits for the head must see what it waited for.
+            ("default_transaction_isolation", "read committed".to_owned()),
         ])
     }
 }

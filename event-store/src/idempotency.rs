@@ -186,14 +186,14 @@ pub(crate) async fn prune(pool: PgPool, config: StoreConfig, stop: CancellationT
 
 async fn prune_batch(pool: &PgPool, config: &StoreConfig) -> Result<u64, sqlx::Error> {
     let pruned = sqlx::query!(
-        "delete from idempotency
-         where (scope_hash, key_hash) in (
-             select scope_hash, key_hash from idempotency
-             where committed_at < clock_timestamp() - make_interval(secs => $1)
+        "with due as materialized (
+             select ctid as place from idempotency
+             where committed_at < statement_timestamp() - make_interval(secs => $1)
              order by committed_at
              limit $2
              for update skip locked
-         )",
+         )
+         delete from idempotency using due where ctid = due.place",
         config.idempotency_age_max.as_secs_f64(),
         i64::from(config.prune_rows_max),
     )

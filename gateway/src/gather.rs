@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use process::postgres::AtHand;
 use projection::sql::{GatheredColumns, RowAnswer};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::AssertSqlSafe;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -132,7 +133,7 @@ impl Line {
 #[derive(Debug, Clone)]
 pub struct Asker {
     /// Its connections.
-    pub pool: PgPool,
+    pub connections: AtHand,
     /// Questions at once, of all kinds.
     pub queries: Arc<Semaphore>,
     /// Gathered questions under way.
@@ -148,7 +149,10 @@ impl Asker {
         let _permit = self.queries.acquire().await.expect("the semaphore is never closed");
         let rows = match self.columns(line, flight).await {
             // The server was restarted under a pooled connection: another one may well do.
-            Err(error) if error.is_lost_connection() => self.columns(line, flight).await?,
+            Err(error) if error.is_lost_connection() => {
+                self.connections.forget();
+                self.columns(line, flight).await?
+            }
             rows => rows?,
         };
         let mut answers = Vec::new();
@@ -168,11 +172,13 @@ impl Asker {
         flight: &Flight,
     ) -> Result<Vec<GatheredColumns>, QueryError> {
         let ids: Vec<&str> = flight.ids.iter().map(|id| &**id).collect();
+        let mut connection = self.connections.take().await?;
         let rows = sqlx::query_as(AssertSqlSafe(Arc::clone(&line.statement)))
             .bind(&flight.partitions)
             .bind(&ids)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?;
+        connection.keep();
         Ok(rows)
     }
 }

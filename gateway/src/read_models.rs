@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use consistency::{AggregateId, Epoch, EpochHistory, LogPosition, Name, Position};
+use process::postgres::AtHand;
 use projection::{
     ColumnError, Domain, ProjectionDefinition, ViewDefinition,
     sql::{
@@ -225,7 +226,9 @@ impl ReadModels {
         gather: Option<GatherBounds>,
     ) -> Self {
         let queries = Arc::new(Semaphore::new(queries_max));
-        let asker = Asker { pool, queries, flights: TaskTracker::new() };
+        let connections_max = pool.options().get_max_connections();
+        let connections = AtHand::new(pool, connections_max);
+        let asker = Asker { connections, queries, flights: TaskTracker::new() };
         Self { versions: Versions::new(domain, gather), asker }
     }
 
@@ -319,7 +322,9 @@ impl ReadModels {
         );
         // In line with the reads: all who met a table that is gone come here at once.
         let permit = self.asker.queries.acquire().await.expect("the semaphore is never closed");
-        let row = row.fetch_optional(&self.asker.pool).await?;
+        let mut connection = self.asker.connections.take().await?;
+        let row = row.fetch_optional(&mut *connection).await?;
+        connection.keep();
         drop(permit);
         let row = row.ok_or_else(|| QueryError::NoActiveVersion(projection.clone()))?;
         let wrong = |column, value: i32| ColumnError { column, value: value.to_string() };
@@ -349,7 +354,10 @@ impl ReadModels {
         let _permit = self.asker.queries.acquire().await.expect("the semaphore is never closed");
         match self.look(definition, view, question).await {
             // The server was restarted under a pooled connection: another one may well do.
-            Err(error) if error.is_lost_connection() => self.look(definition, view, question).await,
+            Err(error) if error.is_lost_connection() => {
+                self.asker.connections.forget();
+                self.look(definition, view, question).await
+            }
             found => found,
         }
     }
@@ -362,15 +370,16 @@ impl ReadModels {
     ) -> Result<Found, QueryError> {
         let statements = definition.statements().views.get(view);
         let partition_count = definition.partition_count();
-        match (question, statements) {
+        let mut connection = self.asker.connections.take().await?;
+        let found = match (question, statements) {
             (Question::Row(aggregate), Some(ViewStatements::Row(statements))) => {
                 let partition = definition.partition_for(aggregate);
                 let row: RowColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
                     .bind(i32::from(partition))
                     .bind(aggregate.id())
-                    .fetch_one(&self.asker.pool)
+                    .fetch_one(&mut *connection)
                     .await?;
-                Ok(Found::Row(Arc::new(RowAnswer::from_columns(row)?)))
+                Found::Row(Arc::new(RowAnswer::from_columns(row)?))
             }
             (Question::List { key, after, limit }, Some(ViewStatements::List(statements))) => {
                 let row: ListColumns = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
@@ -379,18 +388,18 @@ impl ReadModels {
                     .bind(&after.aggregate_id)
                     .bind(i64::from(*limit) + 1)
                     .bind(PARKED_COUNT_MAX)
-                    .fetch_one(&self.asker.pool)
+                    .fetch_one(&mut *connection)
                     .await?;
-                Ok(Found::List(ListAnswer::from_columns(row, partition_count)?))
+                Found::List(ListAnswer::from_columns(row, partition_count)?)
             }
             (Question::Rollup(key), Some(ViewStatements::Rollup(statements))) => {
                 let row: RollupColumns =
                     sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.read)))
                         .bind(key)
                         .bind(PARKED_COUNT_MAX)
-                        .fetch_one(&self.asker.pool)
+                        .fetch_one(&mut *connection)
                         .await?;
-                Ok(Found::Rollup(RollupAnswer::from_columns(row, partition_count)?))
+                Found::Rollup(RollupAnswer::from_columns(row, partition_count)?)
             }
             (
                 Question::Search { filter, after, limit },
@@ -405,9 +414,9 @@ impl ReadModels {
                     .bind(&after.aggregate_id)
                     .bind(i64::from(*limit) + 1)
                     .bind(PARKED_COUNT_MAX)
-                    .fetch_one(&self.asker.pool)
+                    .fetch_one(&mut *connection)
                     .await?;
-                Ok(Found::List(ListAnswer::from_columns(row, partition_count)?))
+                Found::List(ListAnswer::from_columns(row, partition_count)?)
             }
             (
                 Question::Row(_)
@@ -415,12 +424,15 @@ impl ReadModels {
                 | Question::Rollup(_)
                 | Question::Search { .. },
                 _,
-            ) => Err(QueryError::Statements),
-        }
+            ) => return Err(QueryError::Statements),
+        };
+        connection.keep();
+        Ok(found)
     }
 
     /// Every checkpoint of every active version.
     pub async fn checkpoints(&self) -> Result<Vec<StoredCheckpoint>, QueryError> {
+        let mut connection = self.asker.connections.take().await?;
         let rows = sqlx::query!(
             r#"select active.projection, active.version, active.partition_count,
                     coalesce(active.definition, active.version) as "definition!",
@@ -436,8 +448,9 @@ impl ReadModels {
                 where active.active
                 order by active.projection, checkpoint.partition"#
         )
-        .fetch_all(&self.asker.pool)
+        .fetch_all(&mut *connection)
         .await?;
+        connection.keep();
         let wrong = |column, value: i64| ColumnError { column, value: value.to_string() };
         let checkpoints = rows.into_iter().map(|row| {
             let version = u32::try_from(row.version);
@@ -461,11 +474,13 @@ impl ReadModels {
 
     /// The epochs that the region has adopted. `None` when they do not rise one by one.
     pub async fn epochs(&self) -> Result<Option<EpochHistory>, QueryError> {
+        let mut connection = self.asker.connections.take().await?;
         let rows = sqlx::query!(
             "select epoch, starts_after from adopted_epoch where epoch > 1 order by epoch"
         )
-        .fetch_all(&self.asker.pool)
+        .fetch_all(&mut *connection)
         .await?;
+        connection.keep();
         let starts = rows.into_iter().map(|row| {
             log_position(row.epoch, row.starts_after).map(|start| (start.epoch, start.position))
         });

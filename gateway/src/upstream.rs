@@ -395,9 +395,8 @@ impl Upstream {
     fn note(&self, pass: Pass<'_>, error: Option<&ForwardError>) {
         let turned = match error {
             None => pass.succeeded(),
-            Some(ForwardError::Connect(_) | ForwardError::Lost(_) | ForwardError::Deadline) => {
-                pass.failed(Instant::now())
-            }
+            Some(ForwardError::Connect(_) | ForwardError::Lost(_)) => pass.failed(Instant::now()),
+            Some(ForwardError::Deadline) => pass.late(Instant::now()),
             // Nothing was found out about the primary.
             Some(
                 ForwardError::NoBudget

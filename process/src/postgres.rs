@@ -1,11 +1,15 @@
 //! A pool of connections to Postgres with every wait bounded.
 
+mod at_hand;
+
 use std::str::FromStr as _;
 
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use crate::config::{Period, SecretUrl};
+
+pub use at_hand::{AtHand, Taken};
 
 /// Which database, and what may be asked of it.
 #[derive(Debug, Clone, Deserialize)]

@@ -4,8 +4,8 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use process::config::Period;
-use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, PgPool, Postgres};
+use process::postgres::{AtHand, Taken};
+use sqlx::PgConnection;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 /// that answer before it gave the place to another.
 #[derive(Debug)]
 pub struct Attempt {
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<Taken>,
 }
 
 impl Attempt {
     /// Takes a connection.
-    pub async fn begin(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        Ok(Self { connection: Some(pool.acquire().await?) })
+    pub async fn begin(connections: &AtHand) -> Result<Self, sqlx::Error> {
+        Ok(Self { connection: Some(connections.take().await?) })
     }
 
     /// The connection itself.
@@ -30,7 +30,9 @@ impl Attempt {
 
     /// The server has answered everything: the connection is as good as before.
     pub fn finish(mut self) {
-        drop(self.connection.take());
+        if let Some(connection) = self.connection.take() {
+            connection.keep();
+        }
     }
 }
 
@@ -51,7 +53,7 @@ impl DerefMut for Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            drop(connection.detach());
+            connection.close();
         }
     }
 }

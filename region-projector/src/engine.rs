@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use consistency::{Adoption, Epoch, EpochHistory, LogPosition, Position};
+use process::postgres::AtHand;
 use projection::ProjectionDefinition;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
@@ -40,6 +41,8 @@ pub struct Shared {
     /// The region's database; a pool of the version's own, so that one that is stuck has no other's
     /// connections.
     pub pool: PgPool,
+    /// Those of its connections that partitions write with.
+    pub connections: AtHand,
     /// The region's NATS server.
     pub context: Context,
     /// The epochs whose newest is read.
@@ -263,10 +266,10 @@ impl Engine {
 
     /// Says in the database that the version has stopped, and waits until that is seen.
     async fn trip(&self, trip: &Trip) -> Result<(), TurnError> {
-        let Shared { pool, config, sharing, .. } = &self.shared;
+        let Shared { connections, config, sharing, .. } = &self.shared;
         tracing::error!(version = %self.key, error = %trip, "stopped: an operator has to decide");
         let said = async {
-            let mut attempt = Attempt::begin(pool).await?;
+            let mut attempt = Attempt::begin(connections).await?;
             let mut transaction = sqlx::Connection::begin(&mut *attempt).await?;
             let is_accepted = breaker::trip(&mut transaction, &self.key, trip).await?;
             rows::notify(&mut transaction).await?;
@@ -301,8 +304,8 @@ impl Engine {
         wanted: &BTreeSet<u16>,
         held: &Holdings,
     ) -> Result<Holdings, TurnError> {
-        let Shared { pool, sharing, config, .. } = &self.shared;
-        let mut attempt = Attempt::begin(pool).await?;
+        let Shared { connections, sharing, config, .. } = &self.shared;
+        let mut attempt = Attempt::begin(connections).await?;
         let mut transaction = sqlx::Connection::begin(&mut *attempt).await?;
         let me = sharing.process();
         let mine = if config.partitions.is_some() {

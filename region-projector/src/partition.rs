@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consistency::{AggregateKey, CommittedAt, Position};
+use process::postgres::AtHand;
 use projection::ProjectionDefinition;
-use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -69,8 +69,8 @@ pub struct Partition {
     pub definition: ProjectionDefinition,
     /// What it holds.
     pub held: Held,
-    /// The region's database.
-    pub pool: PgPool,
+    /// To the region's database.
+    pub connections: AtHand,
     /// The primary's log, for what is missing.
     pub log: LogClient,
     /// Those of the version that write at the same time. Whoever waits for its turn holds nothing.
@@ -226,8 +226,8 @@ impl Running {
     }
 
     async fn try_store(&self, to: Mark, committed_at: CommittedAt) -> Result<(), Failed> {
-        let Partition { key, held, pool, .. } = &self.partition;
-        let mut attempt = Attempt::begin(pool).await?;
+        let Partition { key, held, connections, .. } = &self.partition;
+        let mut attempt = Attempt::begin(connections).await?;
         let at = Some(committed_at);
         if !checkpoint::advance(&mut attempt, key, held, to, at).await? {
             self.explain(&mut attempt, to).await?;
@@ -390,9 +390,9 @@ impl Running {
 
     /// Only for display, so an error is left to those who meet it in earnest.
     async fn count_parked(&self) {
-        let Partition { key, held, pool, status, health, config, .. } = &self.partition;
+        let Partition { key, held, connections, status, health, config, .. } = &self.partition;
         let count = bounded(config.attempt_timeout, async {
-            let mut attempt = Attempt::begin(pool).await?;
+            let mut attempt = Attempt::begin(connections).await?;
             let count = parking::count(&mut attempt, key, held.partition).await?;
             attempt.finish();
             Ok::<_, sqlx::Error>(count)

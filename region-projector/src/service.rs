@@ -11,7 +11,7 @@ use async_nats::jetstream;
 use consistency::{EpochHistory, Position, stream_name};
 use process::admin::{self, Admin, Readiness};
 use process::nats::Nats;
-use process::postgres::PostgresConfig;
+use process::postgres::{AtHand, PostgresConfig};
 use process::telemetry::Metrics;
 use process::trace::Traces;
 use process::{nats, postgres};
@@ -270,6 +270,7 @@ impl Work {
         let client = self.nats.client.clone();
         Shared {
             pool: self.pool.clone(),
+            connections: AtHand::new(self.pool.clone(), 1),
             context: jetstream::new(client.clone()),
             stream: stream_name(history.current()),
             history: history.clone(),

@@ -11,6 +11,7 @@ pub mod split;
 
 use std::sync::Arc;
 
+use process::postgres::AtHand;
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, watch};
@@ -59,6 +60,7 @@ pub type Shareable = Box<dyn Fn(&[Version]) -> Vec<Share> + Send + Sync>;
 /// Keeps the process in, and looks at the others.
 pub struct Keeper {
     pool: PgPool,
+    connections: AtHand,
     process: Uuid,
     name: String,
     config: SharingConfig,
@@ -83,7 +85,21 @@ impl Keeper {
         let (seen, seen_by) = watch::channel(None);
         let wake = Arc::new(Notify::new());
         let sharing = Sharing { process, seen: seen_by, wake: Arc::clone(&wake) };
-        let keeper = Self { pool, process, name, config, shareable, status, health, seen, wake };
+        // One listens.
+        let connections_max = pool.options().get_max_connections().saturating_sub(1);
+        let connections = AtHand::new(pool.clone(), connections_max);
+        let keeper = Self {
+            pool,
+            connections,
+            process,
+            name,
+            config,
+            shareable,
+            status,
+            health,
+            seen,
+            wake,
+        };
         (keeper, sharing)
     }
 
@@ -132,7 +148,7 @@ impl Keeper {
     }
 
     async fn look(&self) -> Result<Snapshot, sqlx::Error> {
-        let mut attempt = Attempt::begin(&self.pool).await?;
+        let mut attempt = Attempt::begin(&self.connections).await?;
         let lease_ms = self.config.lease.millis();
         let head = self.status.newest_head();
         if !rows::renew(&mut attempt, self.process, lease_ms, head).await? {
@@ -181,7 +197,7 @@ impl Keeper {
     }
 
     async fn leave(&self) -> Result<(), sqlx::Error> {
-        let mut attempt = Attempt::begin(&self.pool).await?;
+        let mut attempt = Attempt::begin(&self.connections).await?;
         let mut transaction = sqlx::Connection::begin(&mut *attempt).await?;
         rows::leave(&mut transaction, self.process).await?;
         transaction.commit().await?;

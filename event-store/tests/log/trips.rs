@@ -140,11 +140,13 @@ async fn an_append_by_itself_takes_the_short_way_unless_others_append_at_the_sam
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(counts().await, (24, 2));
     let late = if one.first_position < two.first_position { &other } else { &store };
+    for nth in 1..=8 {
+        late.append(another()).await.unwrap();
+        assert_eq!(counts().await, (24, 2 + nth), "it counts on more of that");
+    }
     late.append(another()).await.unwrap();
-    assert_eq!(counts().await, (24, 3), "it counts on more of that");
-    late.append(another()).await.unwrap();
-    assert_eq!(counts().await, (25, 3));
-    assert_eq!(assert_log_is_whole(&observer).await, 25);
+    assert_eq!(counts().await, (25, 10));
+    assert_eq!(assert_log_is_whole(&observer).await, 32);
 }
 
 /// The relay has at hand what its own process commits; what others do it must read.

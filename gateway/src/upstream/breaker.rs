@@ -20,6 +20,8 @@ pub struct Breaker {
 #[derive(Debug, Default)]
 struct State {
     failures: u32,
+    /// How often there was an answer.
+    answers: u64,
     open_until: Option<Instant>,
     probing: bool,
 }
@@ -29,6 +31,8 @@ struct State {
 pub struct Pass<'a> {
     breaker: &'a Breaker,
     is_probe: bool,
+    /// How many answers there had been.
+    answers: u64,
 }
 
 /// What an attempt changed.
@@ -61,7 +65,7 @@ impl Breaker {
         }
         let is_probe = state.open_until.is_some();
         state.probing |= is_probe;
-        Some(Pass { breaker: self, is_probe })
+        Some(Pass { breaker: self, is_probe, answers: state.answers })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -82,7 +86,14 @@ impl Pass<'_> {
         let was_open = state.open_until.is_some();
         // One that was sent before it opened proves as much as a probe; the probe's slot is its own.
         (state.failures, state.open_until) = (0, None);
+        state.answers += 1;
         if was_open { Turned::Closed } else { Turned::Unchanged }
+    }
+
+    /// There was none in time. Whoever answered others meanwhile is there: this question takes longer.
+    pub fn late(self, now: Instant) -> Turned {
+        let answers = self.breaker.state().answers;
+        if answers == self.answers { self.failed(now) } else { Turned::Unchanged }
     }
 
     /// There was none.
@@ -129,6 +140,21 @@ mod tests {
         assert!(breaker.is_passable(now));
         let breaker = opened(now);
         assert!(!breaker.is_passable(now) && breaker.pass(now).is_none());
+    }
+
+    #[test]
+    fn who_answers_others_is_only_slow() {
+        let now = Instant::now();
+        let breaker = Breaker::new(2, OPEN_FOR);
+        let slow: Vec<_> = (0..9).map(|_| breaker.pass(now).unwrap()).collect();
+        breaker.pass(now).unwrap().succeeded();
+        for slow in slow {
+            assert_eq!(slow.late(now), Turned::Unchanged);
+        }
+        assert!(breaker.is_passable(now));
+        // Nobody has been answered since these were sent.
+        assert_eq!(breaker.pass(now).unwrap().late(now), Turned::Unchanged);
+        assert_eq!(breaker.pass(now).unwrap().late(now), Turned::Opened);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What a region answers when what tells it about its currency fails: hints, NATS, the database.
 
 use compose::postgres::Cluster;
+use futures::future::join_all;
+use sqlx::PgPool;
 
 use crate::{
     projector::Projector,
@@ -8,6 +10,7 @@ use crate::{
 };
 
 const ROW: &str = "/v1/views/order-detail/o-1";
+const LIST: &str = "/v1/views/orders-by-customer/c-1";
 
 /// Ready, and degraded for this reason.
 async fn degraded(gateway: &Gateway, part: &str) -> bool {
@@ -94,6 +97,40 @@ async fn a_database_set_back_serves_nothing_it_has_lost() {
     assert!(kept < head);
     let stands = world.region.get("/v1/currency").await.body;
     assert_eq!(stands["projections"][0]["applied"], kept.get(), "{stands}");
+}
+
+#[tokio::test]
+async fn a_database_that_restarts_between_reads_costs_none_of_them() {
+    let mut world = World::alone("read.memory_bytes_max = 0").await;
+    world.stock().await;
+    let token = world.place("o-1").await.token();
+    world.catch_up().await;
+    assert_eq!(world.region.read(LIST, &token, "wait;ms=5000").await.status, 200);
+    // Many connections at once, which outlive neither their questions' wait nor the server.
+    let pool = PgPool::connect(&world.region_postgres().url("tidemark_eu_west")).await.unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("lock table orders_v1_orders_by_customer in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let reads = join_all((0..8).map(|_| world.region.read(LIST, &token, "wait;ms=1000")));
+    let release = async {
+        eventually("all wait for the table", async || {
+            let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+            let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&pool).await.unwrap();
+            waiting == 8
+        })
+        .await;
+        lock.rollback().await.unwrap();
+    };
+    let (reads, ()) = tokio::join!(reads, release);
+    assert!(reads.iter().all(|read| read.status == 200), "{reads:?}");
+    world.region_postgres().kill().await.unwrap();
+    world.region_postgres().start_again().await.unwrap();
+    for path in [LIST, ROW, LIST] {
+        let read = world.region.read(path, &token, "wait;ms=10").await;
+        assert_eq!(read.came_to(), (200, "local"), "{read:?}");
+    }
 }
 
 #[tokio::test]

@@ -96,9 +96,9 @@ impl Engine {
         &self,
         partitions: BTreeSet<u16>,
     ) -> Result<Vec<AggregateId>, DeadLetterError> {
-        let Shared { pool, config, .. } = &self.shared;
+        let Shared { connections, config, .. } = &self.shared;
         let looked = async {
-            let mut attempt = Attempt::begin(pool).await?;
+            let mut attempt = Attempt::begin(connections).await?;
             let known =
                 dead_letters::newly_known(&mut attempt, &self.definition, &partitions).await?;
             attempt.finish();

@@ -103,20 +103,29 @@ impl Engine {
     }
 
     async fn stored(&self) -> Result<Vec<Held>, CheckpointError> {
-        let mut attempt = Attempt::begin(&self.shared.pool).await?;
+        let mut attempt = Attempt::begin(&self.shared.connections).await?;
         let stored = checkpoint::stored(&mut attempt, &self.key).await?;
         attempt.finish();
         Ok(stored)
     }
 
     fn partition(&self, held: Held, writers: &Arc<Semaphore>) -> Partition {
-        let Shared { pool, log, announcer, status, health, telemetry, config, drain_max, .. } =
-            &self.shared;
+        let Shared {
+            connections,
+            log,
+            announcer,
+            status,
+            health,
+            telemetry,
+            config,
+            drain_max,
+            ..
+        } = &self.shared;
         Partition {
             key: self.key.clone(),
             definition: self.definition.clone(),
             held,
-            pool: pool.clone(),
+            connections: connections.clone(),
             writers: Arc::clone(writers),
             log: log.clone(),
             announcer: announcer.clone(),

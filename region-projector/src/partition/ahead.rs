@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use process::postgres::AtHand;
 use projection::{ProjectionDefinition, StateWrites, StoredState};
-use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -121,7 +121,7 @@ impl Queue {
             key: partition.key.clone(),
             definition: partition.definition.clone(),
             partition: partition.held.partition,
-            pool: partition.pool.clone(),
+            connections: partition.connections.clone(),
             config: partition.config,
             written: written(plan, &batch),
             is_parked: plan.parkings.iter().any(|parking| batch.is_of(parking.aggregate.id())),
@@ -145,7 +145,7 @@ struct FoldAhead {
     key: VersionKey,
     definition: ProjectionDefinition,
     partition: u16,
-    pool: PgPool,
+    connections: AtHand,
     config: ApplyConfig,
     /// States that the last batch leaves behind.
     written: HashMap<String, StoredState>,
@@ -172,7 +172,7 @@ impl FoldAhead {
             let events = batch.events.iter();
             events.filter(|event| !self.written.contains_key(event.aggregate.id()))
         };
-        let mut attempt = Attempt::begin(&self.pool).await?;
+        let mut attempt = Attempt::begin(&self.connections).await?;
         let known = write::load(&mut attempt, &self.key, &self.definition, others()).await?;
         attempt.finish();
         Ok(known)

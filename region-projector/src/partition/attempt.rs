@@ -22,8 +22,8 @@ impl Running {
         folded: Option<Box<Plan>>,
         queue: Option<&mut Queue>,
     ) -> Result<Box<Plan>, Failed> {
-        let Partition { key, definition, held, pool, config, .. } = &self.partition;
-        let mut attempt = Attempt::begin(pool).await?;
+        let Partition { key, definition, held, connections, config, .. } = &self.partition;
+        let mut attempt = Attempt::begin(connections).await?;
         let mut transaction = attempt.connection().begin().await?;
         let (through, is_folded) = (batch.through, folded.is_some());
         // First, so that everything else is written under the lock of its row. A database that failed over

@@ -53,7 +53,7 @@ impl Running {
     /// the first to be refused, by its first event, and why.
     async fn probe(&self, runs: &[Vec<&Event>]) -> Result<Option<Refusal>, sqlx::Error> {
         bounded(self.partition.config.attempt_timeout, async {
-            let mut attempt = Attempt::begin(&self.partition.pool).await?;
+            let mut attempt = Attempt::begin(&self.partition.connections).await?;
             let mut transaction = attempt.connection().begin().await?;
             for run in runs {
                 let Some(first) = run.first() else { continue };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use process::postgres::{self, PostgresConfig};
+use process::postgres::{self, AtHand, PostgresConfig};
 use projection::{Domain, ProjectionDefinition};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -116,10 +116,10 @@ impl<'a> Engines<'a> {
         let over = self.over.child_token();
         let stop = over.clone();
         self.tasks.spawn(async move {
-            let (pool, status, health) =
-                (shared.pool.clone(), shared.status.clone(), shared.health.clone());
+            let (connections, status, health) =
+                (shared.connections.clone(), shared.status.clone(), shared.health.clone());
             Engine::new(definition, shared).run(stop).await;
-            pool.close().await;
+            connections.close().await;
             // Of a version that is gone nothing is known, and nothing ails it.
             status.forget(&key);
             health.forget(&key.to_string());
@@ -130,11 +130,13 @@ impl<'a> Engines<'a> {
     /// What the engine of one version works with.
     fn for_version(&self, definition: &ProjectionDefinition) -> Result<Shared, StartError> {
         let config = self.work.config.apply_to(definition.name().as_str());
-        // A writer looks at what comes next while it commits, and checkpoints are looked at as well.
-        let connections_max = u32::try_from(2 * config.writers_max + 1).unwrap_or(u32::MAX);
+        // A writer looks at what comes next while it commits, and dead letters are tried again meanwhile.
+        let writing_max = u32::try_from(2 * config.writers_max).unwrap_or(u32::MAX - 1);
+        let connections_max = writing_max + 1;
         let database = PostgresConfig { connections_max, ..self.work.config.database.clone() };
         let pool = postgres::connect_with(&database, SERVICE, |it| it.options(APPLYING))?;
-        Ok(Shared { pool, config, ..self.shared.clone() })
+        let connections = AtHand::new(pool.clone(), writing_max);
+        Ok(Shared { pool, connections, config, ..self.shared.clone() })
     }
 }
 

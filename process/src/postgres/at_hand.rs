@@ -1,0 +1,162 @@
+//! Connections that are kept at hand between statements.
+//!
+//! The pool asks the server once more whenever a connection comes back to it, which takes the server and us as
+//! long as a short statement does. What is kept here is used again as it is.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{
+    Connection as _, Postgres,
+    pool::PoolConnection,
+    postgres::{PgConnection, PgPool},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+
+/// How long one is used.
+const AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// How long one is kept unused.
+const UNUSED_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Connections of a pool. Clones share them.
+#[derive(Debug, Clone)]
+pub struct AtHand {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pool: PgPool,
+    room: Arc<Semaphore>,
+    /// The one that was used last is last.
+    unused: Mutex<Vec<Unused>>,
+}
+
+#[derive(Debug)]
+struct Unused {
+    connection: PoolConnection<Postgres>,
+    since: Instant,
+    made: Instant,
+}
+
+/// A connection that is being used. Unless it is [kept](Taken::keep) it goes back to the pool, which finds
+/// out what state it is in.
+#[derive(Debug)]
+pub struct Taken {
+    connection: Option<PoolConnection<Postgres>>,
+    made: Instant,
+    shared: Arc<Shared>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AtHand {
+    /// At most so many of the pool's, used or not: others who use the pool have the rest.
+    pub fn new(pool: PgPool, connections_max: u32) -> Self {
+        let room = Arc::new(Semaphore::new(connections_max.max(1) as usize));
+        Self { shared: Arc::new(Shared { pool, room, unused: Mutex::default() }) }
+    }
+
+    /// The one that was used last, or one of the pool's. The wait for it is bounded as the pool's is.
+    pub async fn take(&self) -> Result<Taken, sqlx::Error> {
+        let shared = &self.shared;
+        let room = Arc::clone(&shared.room).acquire_owned();
+        let wait_max = shared.pool.options().get_acquire_timeout();
+        let room = timeout(wait_max, room).await.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        let room = room.expect("the semaphore is never closed");
+        let now = Instant::now();
+        let (connection, made) = match shared.pop(now) {
+            Some(unused) => (unused.connection, unused.made),
+            None => (shared.another().await?, now),
+        };
+        Ok(Taken { connection: Some(connection), made, shared: Arc::clone(shared), _room: room })
+    }
+
+    /// Closes the pool, and waits for those that are used.
+    pub async fn close(&self) {
+        let closed = self.shared.pool.close();
+        self.forget();
+        closed.await;
+    }
+
+    /// Keeps none of those that nobody uses: who has lost one to a server that restarted has lost all.
+    pub fn forget(&self) {
+        self.shared.forget();
+    }
+}
+
+impl Shared {
+    fn unused(&self) -> MutexGuard<'_, Vec<Unused>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self) {
+        let unused = std::mem::take(&mut *self.unused());
+        // Not under the lock.
+        drop(unused);
+    }
+
+    fn pop(&self, now: Instant) -> Option<Unused> {
+        let unused = self.unused().pop()?;
+        let is_old = AGE_MAX < now - unused.made || UNUSED_MAX < now - unused.since;
+        (!is_old).then_some(unused)
+    }
+
+    /// One of the pool's that answers. Of those it kept any may have died since.
+    async fn another(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        for _ in 0..self.pool.options().get_max_connections() {
+            let mut connection = self.pool.acquire().await?;
+            match connection.ping().await {
+                Ok(()) => return Ok(connection),
+                Err(error) => tracing::debug!(%error, "a connection of the pool was dead"),
+            }
+        }
+        self.pool.acquire().await
+    }
+}
+
+impl Taken {
+    /// The server has answered everything, and the session is as it was.
+    pub fn keep(mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        if self.shared.pool.is_closed() {
+            return;
+        }
+        let now = Instant::now();
+        let mut unused = self.shared.unused();
+        unused.push(Unused { connection, since: now, made: self.made });
+        // The longest unused. At most one at a time, and those above it were used later.
+        let old = unused.first().is_some_and(|first| UNUSED_MAX < now - first.since);
+        let old = old.then(|| unused.remove(0));
+        drop(unused);
+        drop(old);
+    }
+
+    /// For who does not know what the server still does on it: it is closed, and the place is free at once.
+    /// The others are looked at before they are used again.
+    pub fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(connection.detach());
+        }
+        self.shared.forget();
+    }
+}
+
+impl Deref for Taken {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_deref().expect("it is taken out by those who own it only")
+    }
+}
+
+impl DerefMut for Taken {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_deref_mut().expect("it is taken out by those who own it only")
+    }
+}

@@ -1,5 +1,7 @@
 //! Reads of rows: waits, the second check, forwards, validators.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::json;
 
@@ -117,6 +119,22 @@ async fn without_hints_checkpoints_are_polled_for_those_who_wait() {
     world.region.waiters(1).await;
     world.catch_up_silently().await;
     assert_eq!(waiting.await.unwrap().came_to(), (200, "waited"));
+}
+
+#[tokio::test]
+async fn whoever_asks_after_a_silence_is_answered_by_the_database() {
+    // Nobody else looks at it.
+    let mut world = World::with("read.refresh_interval = \"1h\"").await;
+    world.stock().await;
+    let token = world.place("o-1").await.token();
+    world.catch_up().await;
+    assert_eq!(world.region.read(ROW, &token, "wait;ms=5000").await.status, 200);
+    let token = world.primary.command("CancelOrder", json!({"order_id": "o-1"})).await.token();
+    world.catch_up_silently().await;
+    // Longer than a region believes that it would have heard.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let read = world.region.read(ROW, &token, "pending").await;
+    assert_eq!(read.came_to(), (200, "local"), "{read:?}");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use process::postgres::AtHand;
 use projection::sql::{RowAnswer, RowColumns, ViewStatements};
 use projection::{Domain, ProjectionDefinition};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,9 @@ pub enum Bare {
         template: PathBuf,
         /// Where the rows are.
         database: String,
+        /// Keeps connections at hand, as a gateway does.
+        #[arg(long)]
+        keep: bool,
     },
     /// Passes every request on, and its answer back.
     #[command(hide = true)]
@@ -93,18 +97,29 @@ impl Template {
     }
 }
 
+/// Where a bare server finds the rows.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// Its URL.
+    pub url: String,
+    /// Whether connections are kept at hand, as a gateway does, or come from a pool as it is.
+    pub keeps: bool,
+}
+
 /// Starts a bare server and waits until it listens. What it is to answer is written beside its log.
 pub async fn start(
     folder: &Path,
     listen: SocketAddr,
     template: &Template,
-    database: Option<String>,
+    database: Option<Database>,
 ) -> anyhow::Result<Child> {
     let file = folder.join(format!("{}.json", listen.port()));
     std::fs::write(&file, serde_json::to_string(template)?)?;
     let kind = if database.is_some() { "rows" } else { "fixed" };
     let program = Program::new("bare server", std::env::current_exe()?, folder.join("bare.log"));
-    listening(program.arg(kind).arg(listen.to_string()).arg(file).args(database), listen).await
+    let keep = database.as_ref().filter(|database| database.keeps).map(|_| "--keep");
+    let program = program.arg(kind).arg(listen.to_string()).arg(file).args(keep);
+    listening(program.args(database.map(|database| database.url)), listen).await
 }
 
 /// Starts a bare proxy and waits until it listens.
@@ -136,9 +151,9 @@ impl Bare {
                 };
                 serve(listen, answer).await
             }
-            Self::Rows { listen, template, database } => {
+            Self::Rows { listen, template, database, keep } => {
                 let template = Arc::new(Prepared::read(&template)?);
-                let rows = Arc::new(Rows::open(&database).await?);
+                let rows = Arc::new(Rows::open(&database, keep).await?);
                 let answer = move |request: Request<Incoming>| {
                     let (template, rows) = (Arc::clone(&template), Arc::clone(&rows));
                     async move {
@@ -221,28 +236,35 @@ impl Prepared {
 struct Rows {
     domain: Domain,
     pool: PgPool,
+    kept: Option<AtHand>,
 }
 
 impl Rows {
-    async fn open(database: &str) -> anyhow::Result<Self> {
+    async fn open(database: &str, keep: bool) -> anyhow::Result<Self> {
         let pool = PgPoolOptions::new()
             .max_connections(POOL_CONNECTION_COUNT)
             .acquire_timeout(PATIENCE)
             .test_before_acquire(false)
             .connect(database)
             .await?;
-        Ok(Self { domain: orders::domain()?, pool })
+        let kept = keep.then(|| AtHand::new(pool.clone(), POOL_CONNECTION_COUNT));
+        Ok(Self { domain: orders::domain()?, pool, kept })
     }
 
     async fn body(&self, id: &str) -> anyhow::Result<String> {
         let definition = self.domain.projection("orders", 1).context("the domain has orders")?;
         let statement = AssertSqlSafe(read_statement(definition)?);
         let partition = definition.partition_count().partition_of(id);
-        let columns: RowColumns = sqlx::query_as(statement)
-            .bind(i32::from(partition))
-            .bind(id)
-            .fetch_one(&self.pool)
-            .await?;
+        let query = sqlx::query_as(statement).bind(i32::from(partition)).bind(id);
+        let columns: RowColumns = match &self.kept {
+            Some(kept) => {
+                let mut connection = kept.take().await?;
+                let columns = query.fetch_one(&mut *connection).await?;
+                connection.keep();
+                columns
+            }
+            None => query.fetch_one(&self.pool).await?,
+        };
         let row = RowAnswer::from_columns(columns)?.row.context("there is no such row")?;
         Ok(format!(r#"{{"key":"{id}","version":{},"data":{}}}"#, row.version, row.data))
     }

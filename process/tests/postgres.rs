@@ -1,5 +1,7 @@
 //! Connections that are kept at hand, on a real server.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
+
 use std::time::Duration;
 
 use compose::postgres::{Cluster, Options};

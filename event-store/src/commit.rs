@@ -100,15 +100,15 @@ pub(crate) struct Session {
     recent: Arc<Recent>,
     /// What the log ended with after the last commit.
     last_event: Option<EventId>,
-    /// Others append at the same time, for so many more quiet calls: a statement that waits then and does
-    /// nothing costs all of them a place in the queue.
-    has_others: u8,
+    /// So many more quiet calls until it is counted on that nobody else appends at the same time: a statement
+    /// that waits then and does nothing costs all of them a place in the queue.
+    wary_for: u8,
 }
 
 impl Session {
     pub(crate) fn new(pool: PgPool, config: StoreConfig, seen: Seen, recent: Arc<Recent>) -> Self {
-        let (last_event, has_others) = (None, 0);
-        Self { pool, config, connection: None, seen, recent, last_event, has_others }
+        let (last_event, wary_for) = (None, 0);
+        Self { pool, config, connection: None, seen, recent, last_event, wary_for }
     }
 
     /// Commits the batch and answers each of its appends, in order.
@@ -201,7 +201,7 @@ impl Session {
         let commands = batch.commands.as_slice();
         let in_time = self.config.statement_wait_max;
         if let [command] = commands
-            && self.has_others == 0
+            && self.wary_for == 0
             && !batch.is_second_try
             && is_each_alone(commands)
         {
@@ -212,9 +212,9 @@ impl Session {
         }
         let call = append_events(connection, log_id, batch_id, expected, commands);
         let called = timeout(in_time, call).await.unwrap_or_else(late)?;
-        self.has_others = match self.last_event {
+        self.wary_for = match self.last_event {
             Some(last) if last != called.before => QUIET_CALLS,
-            Some(_) | None => self.has_others.saturating_sub(1),
+            Some(_) | None => self.wary_for.saturating_sub(1),
         };
         Ok(called)
     }

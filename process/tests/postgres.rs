@@ -79,6 +79,21 @@ async fn a_server_that_restarted_is_met_by_one_only() {
     }
 }
 
+#[test]
+fn what_is_at_hand_may_outlive_its_runtime() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (at_hand, cluster) = runtime.block_on(async {
+        let cluster = Cluster::shared().await.unwrap();
+        let url = cluster.create_database("tide").await.unwrap();
+        let at_hand = AtHand::new(pool(&url, 1), 1);
+        at_hand.take().await.unwrap().keep();
+        (at_hand, cluster)
+    });
+    drop(runtime);
+    drop(at_hand);
+    drop(cluster);
+}
+
 #[tokio::test]
 async fn a_pool_is_closed_though_connections_of_it_are_at_hand() {
     let cluster = Cluster::shared().await.unwrap();

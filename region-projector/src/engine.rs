@@ -12,7 +12,7 @@ use async_nats::jetstream::Context;
 use consistency::{Adoption, Epoch, EpochHistory, LogPosition, Position};
 use process::postgres::AtHand;
 use projection::ProjectionDefinition;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -35,13 +35,11 @@ use crate::start::key_of;
 use crate::status::Status;
 use crate::telemetry::Telemetry;
 
-/// What an engine works with. All versions share it, but for `pool` and `config`.
+/// What an engine works with. All versions share it, but for `connections` and `config`.
 #[derive(Clone)]
 pub struct Shared {
     /// The region's database; a pool of the version's own, so that one that is stuck has no other's
     /// connections.
-    pub pool: PgPool,
-    /// Those of its connections that partitions write with.
     pub connections: AtHand,
     /// The region's NATS server.
     pub context: Context,

@@ -269,7 +269,6 @@ impl Work {
         let batch = self.config.primary_log.page_events_max;
         let client = self.nats.client.clone();
         Shared {
-            pool: self.pool.clone(),
             connections: AtHand::new(self.pool.clone(), 1),
             context: jetstream::new(client.clone()),
             stream: stream_name(history.current()),

@@ -59,7 +59,6 @@ pub type Shareable = Box<dyn Fn(&[Version]) -> Vec<Share> + Send + Sync>;
 
 /// Keeps the process in, and looks at the others.
 pub struct Keeper {
-    pool: PgPool,
     connections: AtHand,
     process: Uuid,
     name: String,
@@ -87,19 +86,9 @@ impl Keeper {
         let sharing = Sharing { process, seen: seen_by, wake: Arc::clone(&wake) };
         // One listens.
         let connections_max = pool.options().get_max_connections().saturating_sub(1);
-        let connections = AtHand::new(pool.clone(), connections_max);
-        let keeper = Self {
-            pool,
-            connections,
-            process,
-            name,
-            config,
-            shareable,
-            status,
-            health,
-            seen,
-            wake,
-        };
+        let connections = AtHand::new(pool, connections_max);
+        let keeper =
+            Self { connections, process, name, config, shareable, status, health, seen, wake };
         (keeper, sharing)
     }
 
@@ -107,7 +96,7 @@ impl Keeper {
     /// the partitions come to rest.
     pub async fn run(self, stop: CancellationToken) {
         let ears = Ears(tokio::spawn(listen(
-            self.pool.clone(),
+            self.connections.pool().clone(),
             Arc::clone(&self.wake),
             self.config.renew_interval.get(),
         )));

@@ -106,7 +106,7 @@ async fn a_database_that_restarts_between_reads_costs_none_of_them() {
     let token = world.place("o-1").await.token();
     world.catch_up().await;
     assert_eq!(world.region.read(LIST, &token, "wait;ms=5000").await.status, 200);
-    // Many connections at once, which outlive neither their questions' wait nor the server.
+    // A connection for each, since all of them wait.
     let pool = PgPool::connect(&world.region_postgres().url("tidemark_eu_west")).await.unwrap();
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("lock table orders_v1_orders_by_customer in access exclusive mode")

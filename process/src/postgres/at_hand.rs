@@ -77,6 +77,11 @@ impl AtHand {
         Ok(Taken { connection: Some(connection), made, shared: Arc::clone(shared), _room: room })
     }
 
+    /// The pool, for who uses a connection in another way or for long.
+    pub fn pool(&self) -> &PgPool {
+        &self.shared.pool
+    }
+
     /// Closes the pool, and waits for those that are used.
     pub async fn close(&self) {
         let closed = self.shared.pool.close();
@@ -117,6 +122,16 @@ impl Shared {
             }
         }
         self.pool.acquire().await
+    }
+}
+
+/// Nobody is left to use them. To go back to the pool they would need a runtime, which may have ended.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let unused = self.unused.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for unused in unused.drain(..) {
+            drop(unused.connection.detach());
+        }
     }
 }
 

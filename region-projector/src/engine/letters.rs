@@ -60,9 +60,10 @@ impl Engine {
         &self,
         aggregate: &AggregateId,
     ) -> Result<Option<Held>, DeadLetterError> {
-        let Shared { pool, config, announcer, .. } = &self.shared;
+        let Shared { connections, config, announcer, .. } = &self.shared;
         let actor = Actor::projector();
-        let retried = dead_letters::retry(pool, &self.definition, aggregate, config, &actor);
+        let retried =
+            dead_letters::retry(connections.pool(), &self.definition, aggregate, config, &actor);
         match Box::pin(retried).await {
             Ok(retried) => {
                 let (taken, at) = (retried.held, retried.held.mark.position);

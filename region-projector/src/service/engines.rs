@@ -130,13 +130,14 @@ impl<'a> Engines<'a> {
     /// What the engine of one version works with.
     fn for_version(&self, definition: &ProjectionDefinition) -> Result<Shared, StartError> {
         let config = self.work.config.apply_to(definition.name().as_str());
-        // A writer looks at what comes next while it commits, and dead letters are tried again meanwhile.
-        let writing_max = u32::try_from(2 * config.writers_max).unwrap_or(u32::MAX - 1);
-        let connections_max = writing_max + 1;
+        // A writer looks at what comes next while it commits, and checkpoints are looked at as well.
+        let attempts_max = u32::try_from(2 * config.writers_max + 1).unwrap_or(u32::MAX - 1);
+        // Dead letters are tried again meanwhile.
+        let connections_max = attempts_max + 1;
         let database = PostgresConfig { connections_max, ..self.work.config.database.clone() };
         let pool = postgres::connect_with(&database, SERVICE, |it| it.options(APPLYING))?;
-        let connections = AtHand::new(pool.clone(), writing_max);
-        Ok(Shared { pool, connections, config, ..self.shared.clone() })
+        let connections = AtHand::new(pool, attempts_max);
+        Ok(Shared { connections, config, ..self.shared.clone() })
     }
 }
 

@@ -4,6 +4,7 @@
 //! refuses what is out of order, double, or from a relay that lost its turn. The stream's last sequence
 //! is the only cursor. A lease keeps one process at it; the others wake the holder and wait.
 
+mod acks;
 mod agreement;
 mod pipeline;
 mod session;

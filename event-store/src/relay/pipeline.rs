@@ -1,52 +1,51 @@
 //! Publishing in order without waiting for each acknowledgement.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
 use async_nats::header::NATS_EXPECTED_LAST_SEQUENCE;
-use async_nats::jetstream::context::{Context, PublishAckFuture};
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::{HeaderMap, HeaderName};
-use bytes::Bytes;
-use consistency::{Event, EventId, LogPosition, Position, stream_name};
+use async_nats::{Client, HeaderMap, HeaderName};
+use consistency::{Event, EventId, LogPosition, stream_name};
+use tokio::time::timeout;
 
+use super::acks::Acks;
 use super::session::SessionError;
+use crate::RelayConfig;
 use crate::bounds::EXPECTED_STREAM_HEADER;
 
 /// Messages on their way to the stream.
 pub(super) struct Pipeline<'a> {
-    context: &'a Context,
+    client: &'a Client,
     stream_name: String,
     in_flight_max: usize,
-    in_flight: VecDeque<(Position, PublishAckFuture)>,
+    ack_wait_max: Duration,
+    acks: Acks,
     /// The last event that was sent, acknowledged or not.
     sent: LogPosition,
     sent_id: EventId,
-    /// The last event that is known to be on the stream.
-    acknowledged: LogPosition,
 }
 
 impl<'a> Pipeline<'a> {
     /// Goes on after the event that the stream ends with.
-    pub(super) fn new(
-        context: &'a Context,
-        in_flight_max: usize,
+    pub(super) async fn new(
+        client: &'a Client,
+        config: &RelayConfig,
         end: LogPosition,
         end_id: EventId,
-    ) -> Self {
-        Self {
-            context,
+    ) -> Result<Self, SessionError> {
+        Ok(Self {
+            client,
             stream_name: stream_name(end.epoch),
-            in_flight_max: in_flight_max.max(1),
-            in_flight: VecDeque::new(),
+            in_flight_max: config.in_flight_max.max(1),
+            ack_wait_max: config.ack_wait_max,
+            acks: Acks::subscribe(client, end, config.ack_wait_max).await?,
             sent: end,
             sent_id: end_id,
-            acknowledged: end,
-        }
+        })
     }
 
     /// The last event that is known to be on the stream.
     pub(super) fn acknowledged(&self) -> LogPosition {
-        self.acknowledged
+        self.acks.acknowledged()
     }
 
     /// The last event that was sent, and its id.
@@ -58,39 +57,33 @@ impl<'a> Pipeline<'a> {
     pub(super) async fn send(&mut self, events: Vec<Event>) -> Result<(), SessionError> {
         for event in events {
             self.check_follows(&event)?;
-            if self.in_flight.len() >= self.in_flight_max {
-                self.settle_oldest().await?;
+            if self.in_flight_max <= self.acks.in_flight_count() {
+                self.acks.settle_some().await?;
             }
-            let (position, id) = (event.at.position, event.id);
-            let message = message(event, &self.stream_name);
-            let ack = self
-                .context
-                .send_publish(message.subject, message.publish)
-                .await
-                .map_err(SessionError::publish)?;
-            self.in_flight.push_back((position, ack));
-            self.sent = LogPosition::new(self.sent.epoch, position);
-            self.sent_id = id;
+            let (at, id) = (event.at, event.id);
+            self.publish(event).await?;
+            (self.sent, self.sent_id) = (at, id);
         }
         Ok(())
     }
 
     /// Waits until everything sent is acknowledged.
     pub(super) async fn drain(&mut self) -> Result<(), SessionError> {
-        while !self.in_flight.is_empty() {
-            self.settle_oldest().await?;
+        while 0 < self.acks.in_flight_count() {
+            self.acks.settle_some().await?;
         }
         Ok(())
     }
 
-    async fn settle_oldest(&mut self) -> Result<(), SessionError> {
-        let Some((position, ack)) = self.in_flight.pop_front() else { return Ok(()) };
-        let ack = ack.await.map_err(SessionError::publish)?;
-        if ack.sequence != position.get() {
-            return Err(SessionError::LostPlace("an event came to stand at another sequence"));
+    async fn publish(&mut self, event: Event) -> Result<(), SessionError> {
+        let headers = headers(&event, &self.stream_name);
+        let (subject, reply) = (event.aggregate.subject(), self.acks.expect_next());
+        let data = event.data.into_bytes().into();
+        let sending = self.client.publish_with_reply_and_headers(subject, reply, headers, data);
+        match timeout(self.ack_wait_max, sending).await {
+            Ok(sent) => sent.map_err(SessionError::publish),
+            Err(_) => Err(SessionError::LostPlace("the connection to NATS takes nothing")),
         }
-        self.acknowledged = LogPosition::new(self.acknowledged.epoch, position);
-        Ok(())
     }
 
     /// A log that was restored under a running relay shows here, before the stream refuses anything.
@@ -107,21 +100,13 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-struct Message {
-    subject: String,
-    publish: PublishMessage,
-}
-
-/// The event's message for its stream: a pure function of the row.
-fn message(event: Event, stream_name: &str) -> Message {
+/// The headers of the event's message: a pure function of the row, and what the server is to refuse.
+fn headers(event: &Event, stream_name: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in event.headers() {
         headers.insert(HeaderName::from_static(name), value);
     }
     headers.insert(NATS_EXPECTED_LAST_SEQUENCE, event.at.position.previous().to_string());
     headers.insert(HeaderName::from_static(EXPECTED_STREAM_HEADER), stream_name);
-    let subject = event.aggregate.subject();
-    let publish =
-        PublishMessage::build().headers(headers).payload(Bytes::from(event.data.into_bytes()));
-    Message { subject, publish }
+    headers
 }

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::sync::atomic::Ordering;
 
 use async_nats::Client;
+use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::connection::State;
-use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::stream::Stream;
 use consistency::{Epoch, EpochHistory, Event, EventId, LogPosition, Position};
 use futures::StreamExt;
@@ -30,7 +31,7 @@ pub(super) enum SessionError {
     Disconnected,
     #[error("could not read the log")]
     Read(#[from] ReadError),
-    #[error("the stream could not be read, created or subscribed to")]
+    #[error("the stream could not be read, created, subscribed to or published to")]
     Stream(#[source] Box<dyn Error + Send + Sync>),
     /// It was committed before the server's bound was lowered.
     #[error("an event of the log is larger than the server publishes, raise its max_payload")]
@@ -49,17 +50,8 @@ impl SessionError {
 
     pub(super) fn publish(error: PublishError) -> Self {
         match error.kind() {
-            PublishErrorKind::WrongLastSequence => {
-                Self::LostPlace("the stream does not end where it did")
-            }
-            PublishErrorKind::StreamNotFound => Self::LostPlace("the stream is gone"),
-            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-                Self::LostPlace("an acknowledgement was lost")
-            }
             PublishErrorKind::MaxPayloadExceeded => Self::TooLarge(error),
-            PublishErrorKind::WrongLastMessageId
-            | PublishErrorKind::MaxAckPending
-            | PublishErrorKind::Other => Self::stream(error),
+            PublishErrorKind::Send | PublishErrorKind::InvalidSubject => Self::stream(error),
         }
     }
 }
@@ -91,11 +83,7 @@ impl<'a> Session<'a> {
         report: &'a Report,
         shutdown: &'a CancellationToken,
     ) -> Self {
-        // A context of its own: acknowledgements that the session before gave up count against it.
-        let context = ContextBuilder::new()
-            .timeout(config.ack_wait_max)
-            .max_ack_inflight(config.in_flight_max + 1)
-            .build(client.clone());
+        let context = ContextBuilder::new().timeout(config.ack_wait_max).build(client.clone());
         let connect_count = client.statistics().connects.load(Ordering::Relaxed);
         Self { store, client, context, config, report, shutdown, connect_count }
     }
@@ -111,7 +99,7 @@ impl<'a> Session<'a> {
         let (stream, end, end_id) = self.find_place().await?;
         self.report.published(end);
         self.report.state(RelayState::Active);
-        let mut pipeline = Pipeline::new(&self.context, self.config.in_flight_max, end, end_id);
+        let mut pipeline = Pipeline::new(self.client, self.config, end, end_id).await?;
         let recent = self.store.follow();
         let mut poll = interval(self.config.poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);

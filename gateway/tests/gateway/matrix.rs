@@ -84,6 +84,19 @@ impl State {
         Self { served: refused, primary: refused, ..Self::CURRENT }
     }
 
+    /// Whether it waits here for a millisecond before it is answered; `None` where how long is not the
+    /// chain's to say, or the answer does not tell.
+    fn waits(&self, chain: &str) -> Option<bool> {
+        let is_behind = self.served.is_none() && self.refused == Self::BEHIND.refused;
+        let first = chain.split(", ").next().unwrap_or_default();
+        match first {
+            _ if self.comes_to(chain).0 == 503 => None,
+            _ if !is_behind => Some(false),
+            "" | "wait" => None,
+            first => Some(first == "wait;ms=1"),
+        }
+    }
+
     /// The chain, told as its documentation tells it.
     fn comes_to(&self, chain: &str) -> CameTo {
         let chain = if chain.is_empty() { SHIPPED } else { chain };
@@ -131,6 +144,10 @@ async fn check(world: &World, carrier: Carrier, (token, path): (&str, &str), sta
     for (chain, reply) in futures::future::join_all(asked).await {
         let expected = state.comes_to(chain);
         assert_eq!(reply.came_to(), expected, "{carrier:?} {chain:?} {path}: {reply:?}");
+        if let Some(waits) = state.waits(chain) {
+            let long_enough = reply.waited_ms().map(|ms| 1.0 <= ms);
+            assert_eq!(long_enough, waits.then_some(true), "{chain:?} {path}: {reply:?}");
+        }
         let shipped = reply.header("consistency-token");
         assert!(!shipped.is_empty() || expected.0 == 400, "{carrier:?} {chain:?}: {reply:?}");
     }

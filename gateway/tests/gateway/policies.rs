@@ -3,11 +3,28 @@
 use std::time::Duration;
 
 use compose::proxy::{Proxies, Stream, Toxic};
+use tokio::task::JoinHandle;
 
-use crate::world::{Gateway, World, eventually, position, region_config};
+use crate::world::{Gateway, Reply, World, eventually, position, region_config};
 
 const ROW: &str = "/v1/views/order-detail/o-1";
 const LIST: &str = "/v1/views/orders-by-customer/c-1";
+/// A wait may be longer than a test.
+const PATIENT: &str = "read.wait_max = \"5m\"\nlisten.request_timeout = \"5m\"";
+
+/// Its chain begins with a wait of a millisecond or has none, and nobody moves.
+fn assert_waited_if_asked(read: &Reply, policy: &str) {
+    if read.status != 503 {
+        let long_enough = read.waited_ms().map(|ms| 1.0 <= ms);
+        assert_eq!(long_enough, policy.starts_with("wait").then_some(true), "{policy}: {read:?}");
+    }
+}
+
+/// As a task, which goes on while others are asked.
+fn reading(gateway: &Gateway, path: &str, token: &str, policy: &str) -> JoinHandle<Reply> {
+    let request = gateway.request(reqwest::Method::GET, path).header("consistency-token", token);
+    tokio::spawn(Reply::of(request.header("consistency-policy", policy)))
+}
 
 #[tokio::test]
 async fn every_chain_answers_or_says_why_not() {
@@ -29,14 +46,16 @@ async fn every_chain_answers_or_says_why_not() {
         let deadline = "tidemark-deadline-ms";
         let read = world.region.read(ROW, &token, policy).await;
         assert_eq!(read.came_to(), row, "row behind, {policy}: {read:?}");
+        assert_waited_if_asked(&read, policy);
         let request = world.region.request(reqwest::Method::GET, LIST);
         let request = request
             .header("consistency-token", &token)
             .header("consistency-policy", policy)
             .header("tidemark-credential", crate::world::CREDENTIAL)
             .header(deadline, "400");
-        let read = crate::world::Reply::of(request).await;
+        let read = Reply::of(request).await;
         assert_eq!(read.came_to(), list, "list behind, {policy}: {read:?}");
+        assert_waited_if_asked(&read, policy);
     }
     world.catch_up().await;
     world.catch_up_primary().await;
@@ -47,11 +66,58 @@ async fn every_chain_answers_or_says_why_not() {
             assert_eq!(read.status, 200, "{read:?}");
             let read = world.region.read(path, &token, policy).await;
             assert_eq!(read.came_to(), (200, "local"), "current, {policy}: {read:?}");
+            assert_eq!(read.waited_ms(), None, "current, {policy}: {read:?}");
         }
     }
     for path in [ROW, LIST] {
         let read = world.region.read(path, &token, "primary").await;
         assert_eq!(read.came_to(), (200, "primary"), "{read:?}");
+    }
+}
+
+/// Who may wait for minutes waits until the event is here, and who may not is answered meanwhile.
+#[tokio::test]
+async fn a_wait_is_as_long_as_its_chain_says() {
+    let mut world = World::with(PATIENT).await;
+    world.stock().await;
+    let token = world.place("o-1").await.token();
+    let mut patient = Vec::new();
+    for path in [ROW, LIST] {
+        for policy in ["wait;ms=240000, pending", "wait, pending"] {
+            patient.push(reading(&world.region, path, &token, policy));
+            world.region.waiters(patient.len() as u64).await;
+        }
+        for (ms, policy) in [(1.0, "wait;ms=1, pending"), (40.0, "wait;ms=40, pending")] {
+            let hasty = world.region.read(path, &token, policy).await;
+            assert_eq!(hasty.came_to(), (202, "pending"), "{hasty:?}");
+            assert!(hasty.waited_ms().is_some_and(|waited_ms| ms <= waited_ms), "{hasty:?}");
+        }
+        let hasty = world.region.read(path, &token, "wait;ms=1").await;
+        assert_eq!(hasty.came_to(), (503, "replication-pending"));
+        assert_eq!(world.region.waiter_count().await, patient.len() as u64);
+    }
+    world.catch_up().await;
+    for read in patient {
+        let read = read.await.unwrap();
+        assert_eq!(read.came_to(), (200, "waited"), "{read:?}");
+        assert!(read.waited_ms().is_some(), "{read:?}");
+    }
+}
+
+/// Its own projector is the only one who can help.
+#[tokio::test]
+async fn a_list_that_the_primary_has_not_applied_either_is_waited_for_there() {
+    let mut world = World::with_both(PATIENT, PATIENT).await;
+    world.stock().await;
+    let token = world.place("o-1").await.token();
+    let cases = [("forward", "forwarded"), ("primary", "primary")];
+    let reads = cases.map(|(policy, _)| reading(&world.region, LIST, &token, policy));
+    world.primary.waiters(cases.len() as u64).await;
+    world.catch_up_primary().await;
+    for ((policy, word), read) in cases.into_iter().zip(reads) {
+        let read = read.await.unwrap();
+        assert_eq!(read.came_to(), (200, word), "{policy}: {read:?}");
+        assert_eq!(read.body["items"].as_array().map(Vec::len), Some(1), "{policy}: {read:?}");
     }
 }
 
@@ -124,7 +190,7 @@ async fn prefer_bends_the_chain_of_the_view() {
     let token = world.place("o-1").await.token();
     let request = world.region.request(reqwest::Method::GET, ROW);
     let request = request.header("consistency-token", &token).header("prefer", "respond-async");
-    let read = crate::world::Reply::of(request).await;
+    let read = Reply::of(request).await;
     assert_eq!(read.came_to(), (202, "pending"));
     assert_eq!(read.header("preference-applied"), "respond-async");
     assert_eq!(read.header("cache-control"), "no-store");

@@ -275,6 +275,12 @@ impl Reply {
         self.body["type"].as_str().unwrap().trim_start_matches("/problems/")
     }
 
+    /// How long it says that it waited here, in milliseconds; `None` when it did not. Problems do not say.
+    pub fn waited_ms(&self) -> Option<f64> {
+        let mut parts = self.header("server-timing").split(", ");
+        parts.find_map(|part| part.strip_prefix("wait;dur=")).map(|ms| ms.parse().unwrap())
+    }
+
     /// Status and first word, or status and problem.
     pub fn came_to(&self) -> (u16, &str) {
         if self.word().is_empty() {

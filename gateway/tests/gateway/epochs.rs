@@ -238,6 +238,67 @@ async fn a_write_is_judged_in_the_epoch_that_it_is_appended_in() {
     assert_eq!(world.log().await.len(), 2);
 }
 
+/// Its database is in the epoch before the gateway has heard of it. What was lost is not passed over by
+/// a row, a list or a 404 that is newer, from the database or from memory, nor is what was kept forgotten.
+#[tokio::test]
+async fn a_read_is_judged_in_the_epoch_that_its_rows_are_in() {
+    let mut world = World::start().await;
+    world.stock().await;
+    let kept = world.place("o-1").await.token();
+    let lost = world.place("o-2").await.token();
+    let log = world.log().await;
+    world.projector.apply(&log, position(3)).await;
+    let config = world::region_config(&world.postgres, &world.nats, &world.primary.base);
+    // Whoever connects looks at the database once more.
+    let nobody = format!("nats://127.0.0.1:{}", compose::ports::free().unwrap());
+    let config = config.replace(&world.nats.url(), &nobody);
+    let unobservant = async |memory: &str| {
+        let silent = "refresh_interval = \"1h\", hints_silence_max = \"1h\"";
+        let patient = "query_timeout = \"30s\"";
+        let read = format!("read = {{ {silent}, {patient}, memory_bytes_max = {memory} }}");
+        let config = format!("{read}\nlisten.request_timeout = \"30s\"\n{config}");
+        let gateway = Gateway::start(&config).await;
+        gateway.ready().await;
+        gateway
+    };
+    let (row, list) = ("/v1/views/order-detail/o-2", "/v1/views/orders-by-customer/c-1");
+    let cases = [
+        ("0", row, &lost, (409, "write-lost")),
+        ("0", list, &lost, (409, "write-lost")),
+        ("0", list, &kept, (200, "local")),
+        ("1000000", row, &lost, (409, "write-lost")),
+        ("1000000", row, &kept, (404, "local")),
+    ];
+    let mut gateways = Vec::new();
+    for (memory, ..) in cases {
+        gateways.push(unobservant(memory).await);
+    }
+    let pool = &world.projector.pool;
+    sqlx::query("insert into adopted_epoch values (2, 3)").execute(pool).await.unwrap();
+    sqlx::query("update checkpoint set epoch = 2, position = 5").execute(pool).await.unwrap();
+    for ((memory, path, token, then), gateway) in cases.into_iter().zip(&gateways) {
+        let hit = memory != "0";
+        eventually("who knows nothing is served", async || {
+            let read = gateway.read(path, "", "eventual").await;
+            assert!([200, 404].contains(&read.status), "{read:?}");
+            !hit || read.header("cache-status") == "tidemark; hit"
+        })
+        .await;
+        assert_eq!(epoch_of(gateway).await, 1, "it was not told");
+        let read = gateway.read(path, token, "eventual").await;
+        assert_eq!(read.came_to(), (503, "replication-pending"), "{path}: {read:?}");
+        assert_eq!(epoch_of(gateway).await, 2, "it was found out");
+        let read = gateway.read(path, token, "eventual").await;
+        assert_eq!(read.came_to(), then, "{path}: {read:?}");
+        if token == &kept {
+            let history = EpochHistory::new(vec![(second(), position(3))]).unwrap();
+            let status = gateway.ring().open(&read.token(), &history);
+            let TokenStatus::Valid(token) = status else { panic!("{status:?}") };
+            assert_eq!((token.epoch(), token.claims().len()), (second(), 1), "{path}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_token_of_an_epoch_that_a_gateway_has_not_heard_of_makes_it_ask() {
     let world = World::start().await;

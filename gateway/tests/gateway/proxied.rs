@@ -331,4 +331,25 @@ async fn what_a_service_says_is_not_vouched_for_while_something_is_parked() {
         read.header("consistency-status").starts_with("unverified;reason=parked")
     })
     .await;
+    // Nor when it was waited for, or when the primary answers.
+    let token = shops.world.region.post(ITEMS, json!({})).await.token();
+    let head = shops.world.region.open(&token).largest_position().get();
+    let request = shops.world.region.request(Method::GET, ITEMS);
+    let request = request.header("consistency-policy", "wait;ms=5000");
+    let waiting = tokio::spawn(Reply::of(request.header("consistency-token", &token)));
+    shops.world.region.waiters(1).await;
+    shops.region.stands_at(head);
+    shops.world.catch_up().await;
+    let read = waiting.await.unwrap();
+    assert_eq!(read.came_to(), (200, "unverified"), "{read:?}");
+    assert!(read.header("consistency-status").contains("reason=parked"), "{read:?}");
+    shops.primary.stands_at(head);
+    shops.world.catch_up_primary().await;
+    let read = shops.world.region.read(ITEMS, &token, "primary").await;
+    assert_eq!(read.came_to(), (200, "primary"), "nothing is parked there");
+    shops.world.primary_projector.park("o-1", position(head)).await;
+    eventually("the primary notices as well", async || {
+        shops.world.region.read(ITEMS, &token, "primary").await.came_to() == (200, "unverified")
+    })
+    .await;
 }

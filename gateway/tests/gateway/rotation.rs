@@ -117,3 +117,60 @@ async fn keys_are_rotated_and_no_caller_sees_an_error_by_header_or_by_cookie() {
     let last = Box::pin(side_by_side(&world, DROPPED, DROPPED)).await;
     visited(&mut callers, last).await;
 }
+
+/// A browser cannot mend its cookie: an answer does, under the key that signs.
+#[tokio::test]
+async fn a_cookie_of_an_old_key_is_replaced_by_one_that_says_no_less() {
+    let world = World::start().await;
+    world.stock().await;
+    let mut browser = Caller::new(true);
+    browser.visit(&world.region).await;
+    let old = browser.carried.clone();
+    let before = world.region.open(old.trim_start_matches("tidemark="));
+    assert_eq!(before.claims().len(), 1);
+    let gateways = Box::pin(side_by_side(&world, SIGNING, DROPPED)).await;
+    let [primary, primary_dropped, region, region_dropped] = &gateways[..] else {
+        panic!("{} gateways", gateways.len())
+    };
+    let open = |cookie: &str| primary_dropped.open(cookie.trim_start_matches("tidemark="));
+
+    // The key opens still: what the cookie says goes on, whether or not the answer says more.
+    for gateway in [primary, region] {
+        browser.carried.clone_from(&old);
+        browser.ask(gateway, Method::GET, "/v1/currency", None).await;
+        assert_eq!(open(&browser.carried), before);
+    }
+
+    // The key is gone, and with it what the cookie said: it may have been anything.
+    let (row, place) = ("/v1/views/order-detail/o-true-1", "/v1/commands/PlaceOrder");
+    for gateway in [primary_dropped, region_dropped] {
+        browser.carried.clone_from(&old);
+        let read = browser.ask(gateway, Method::GET, row, None).await;
+        assert_eq!(read.came_to(), (200, "primary"), "{read:?}");
+        let fresh = open(&browser.carried);
+        assert!(browser.seen <= fresh.read_position().get() && fresh.claims_dropped(), "{fresh:?}");
+        let read = browser.ask(gateway, Method::GET, row, None).await;
+        assert_ne!(read.word(), "primary", "the new one is read: {read:?}");
+
+        // What is refused shows its aggregate and no more.
+        let request = gateway.request(Method::POST, place).header("cookie", &old);
+        let refused = Reply::of(request.json(&order("o-true-1"))).await;
+        assert_eq!(refused.came_to(), (422, "rule-violated"));
+        assert_eq!((refused.header("set-cookie"), refused.token().as_str()), ("", ""));
+
+        // A write stands for itself, and for all that was there.
+        let head = browser.seen;
+        browser.carried.clone_from(&old);
+        browser.order_count += 1;
+        let body = Some(order(&format!("o-true-{}", browser.order_count)).to_string());
+        let placed = browser.ask(gateway, Method::POST, place, body).await;
+        browser.seen = placed.body["position"].as_u64().unwrap();
+        let fresh = open(&browser.carried);
+        assert!(head <= fresh.read_position().get() && fresh.claims_dropped(), "{fresh:?}");
+        assert_eq!(fresh.claims().last().map(|claim| claim.position.get()), Some(browser.seen));
+        browser.visit(gateway).await;
+    }
+    for gateway in gateways {
+        assert!(gateway.end().await);
+    }
+}

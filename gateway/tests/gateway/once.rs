@@ -11,6 +11,7 @@ use crate::world::{self, CREDENTIAL, Gateway, Reply, World, eventually, order, p
 
 const EVENTS: &str = "/v1/aggregates/note/n-1/events";
 const PLACE: &str = "/v1/commands/PlaceOrder";
+const ADD: &str = "/v1/commands/AddItem";
 
 fn noted(text: &str) -> Value {
     json!({"events": [{"type": "Noted", "data": {"text": text}}]})
@@ -150,6 +151,40 @@ async fn a_command_is_not_refused_for_what_it_did_itself() {
     assert_repeats(&keyed(&world.region, "k", PLACE, &order("o-1")).await, &placed);
     let token = world.region.open(&keyed(&world.region, "k", PLACE, &order("o-1")).await.token());
     assert_eq!(token.claims(), world.region.open(&placed.token()).claims());
+}
+
+/// Its answer is looked up before anything else is done, so what would stop a first request now does not
+/// stop a repeat.
+#[tokio::test]
+async fn the_repeat_of_a_command_needs_no_append() {
+    let world = World::start().await;
+    world.stock().await;
+    world.place("o-1").await;
+    // One that its rules would allow again.
+    let add = |quantity| json!({"order_id": "o-1", "product_id": "p-1", "quantity": quantity});
+    let first = keyed(&world.region, "k", ADD, &add(1)).await;
+    assert_first(&first, 200);
+    let strict = beside(&world, "write.if_match_required = [\"order\"]").await;
+    assert_eq!(strict.command("AddItem", add(1)).await.came_to(), (428, "precondition-required"));
+    assert_repeats(&keyed(&strict, "k", ADD, &add(1)).await, &first);
+    let repeated = async |why: &str| {
+        for gateway in [&world.primary, &world.region] {
+            let repeat = keyed(gateway, "k", ADD, &add(1)).await;
+            assert_eq!(answer(&repeat), answer(&first), "{why}");
+            assert!(is_replayed(&repeat), "{why}");
+            let other = keyed(gateway, "k", ADD, &add(2)).await;
+            assert_eq!(other.came_to(), (422, "idempotency-mismatch"), "{why}");
+        }
+    };
+    let pool = log_database(&world);
+    let head = hold_head(&pool).await;
+    repeated("appends stand in line").await;
+    head.rollback().await.unwrap();
+    let refuse = "update log_head set refused_because = 'an operator said so'";
+    sqlx::query(refuse).execute(&pool).await.unwrap();
+    let refused = keyed(&world.region, "l", ADD, &add(1)).await;
+    assert_eq!(refused.came_to(), (503, "primary-unreachable"));
+    repeated("the log takes no appends").await;
 }
 
 #[tokio::test]

@@ -142,7 +142,10 @@ fn answer(gateway: &Gateway, reply: Reply) -> Answer {
     answer
 }
 
-/// `stale`, `primary` and `unverified` stay what they are on the way; all else was forwarded.
+/// Why an answer is not all that it could be.
+const REASONS: [&str; 2] = ["behind", "parked"];
+
+/// `stale`, `primary` and `unverified` stay what they are on the way, with why they are; all else was forwarded.
 pub fn said(
     gateway: &Gateway,
     upstream: &Upstream,
@@ -150,10 +153,12 @@ pub fn said(
     headers: &HeaderMap,
 ) -> Option<Said> {
     let there = headers.get(CONSISTENCY_STATUS)?.to_str().ok()?;
+    let reason = there.split(';').find_map(|part| part.strip_prefix("reason="));
+    let reason = reason.and_then(|said| REASONS.into_iter().find(|known| *known == said));
     let (outcome, reason) = match there.split(';').next() {
-        Some("stale") => (Outcome::Stale, Some("parked")),
+        Some("stale") => (Outcome::Stale, Some(reason.unwrap_or("parked"))),
         Some("primary") => (Outcome::Primary, None),
-        Some("unverified") => (Outcome::Unverified, None),
+        Some("unverified") => (Outcome::Unverified, reason),
         Some(_) | None => (Outcome::Forwarded, None),
     };
     let position = there.split(';').find_map(|part| part.strip_prefix("position="));

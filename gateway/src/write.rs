@@ -65,9 +65,32 @@ pub async fn append(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Res
         Role::Region(upstream) => return forward::whole(gateway, upstream, call).await,
         Role::Primary(store) => store,
     };
+    let key = once::key(call)?;
+    let refused = match append_here(gateway, store, call, aggregate, key).await {
+        // What its first request did is told also where nothing can be done now.
+        Err(
+            error @ (Error::PreconditionRequired(_)
+            | Error::Overloaded
+            | Error::PrimaryUnreachable { .. }),
+        ) => error,
+        done => return done,
+    };
+    match once::answered(gateway, store, call, key.as_ref()).await {
+        Ok(Some(first)) => Ok(first),
+        Err(mismatch @ Error::IdempotencyMismatch) => Err(mismatch),
+        Ok(None) | Err(_) => Err(refused),
+    }
+}
+
+async fn append_here(
+    gateway: &Gateway,
+    store: &EventStore,
+    call: &Call,
+    aggregate: AggregateId,
+    key: Option<Idempotency>,
+) -> Result<Answer, Error> {
     let expected = call.expected()?;
     demand_condition(gateway, &aggregate, expected)?;
-    let key = once::key(call)?;
     let body: Body = serde_json::from_slice(call.json_body()?)
         .map_err(|error| Error::BadRequest(format!("the body is not an append: {error}")))?;
     let events = body.events.into_iter().map(|event| NewEvent {

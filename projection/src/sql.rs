@@ -53,6 +53,10 @@ pub type StateColumns = (String, i64, i32, i64, i64, Option<String>);
 pub type OpenedColumns =
     (bool, String, bool, Option<i64>, Option<i32>, Option<i64>, Option<i64>, Option<String>);
 
+/// The SQLSTATE with which [`Statements::apply`] takes back what it wrote: of a division by zero, the one error
+/// that an expression can raise by itself.
+pub const NOT_AS_READ: &str = "22012";
+
 /// Every statement of one version of a projection.
 #[derive(Debug)]
 pub struct Statements {
@@ -77,6 +81,14 @@ pub struct Statements {
     /// committed, in microseconds since 1970, null when that is not known; `$8 text[]`: aggregate ids. A row
     /// of [`OpenedColumns`] for each.
     pub open: Arc<str>,
+    /// What [`Self::open`] reads, without moving anything. `$1 text[]`: aggregate ids. A row of
+    /// [`OpenedColumns`] for each.
+    pub look: Arc<str>,
+    /// Moves a partition's checkpoint on and writes, as a transaction of its own: `$1` to `$8` are those of
+    /// [`Self::open`], and after them come those of [`Self::write`]. Returns one row of one `boolean`: whether
+    /// it was done. It was not when the checkpoint stood elsewhere, or one of the aggregates is parked. It
+    /// fails with [`NOT_AS_READ`] when a version was not the one demanded.
+    pub apply: Arc<str>,
     /// In the order of the definition's views.
     pub views: Vec<ViewStatements>,
     tables: Vec<String>,
@@ -207,13 +219,16 @@ impl Statements {
             }
         }
         let quoted: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
+        let written = written(&state_table, &statements);
         Self {
             create,
             drop: format!("drop table if exists {}", quoted.join(", ")).into(),
             load_states: load_states(&state_table),
             write_states: write_states(&state_table),
-            write: write(&state_table, &statements),
+            write: format!("with {written} {WRITTEN}").into(),
             open: open(&naming, &state_table),
+            look: format!("select true as moved, {}", asked(&naming, &state_table, 1)).into(),
+            apply: apply(&naming, &written),
             views: statements,
             tables,
             indexes,
@@ -303,26 +318,60 @@ fn load_states(table: &str) -> Arc<str> {
 /// Whoever else changes the checkpoint, or what is parked under its lock, changes its place or its fence: so
 /// when it was moved, nothing of what the same snapshot shows has changed since.
 fn open(naming: &Naming<'_>, state_table: &str) -> Arc<str> {
+    let (moved, asked) = (moved(naming, ""), asked(naming, state_table, 8));
+    format!("with {moved} select exists (select from moved) as moved, {asked}").into()
+}
+
+/// What was written was planned by what an earlier snapshot showed. Nobody has changed it since, by the same
+/// rule, and the versions of the states say so once more.
+fn apply(naming: &Naming<'_>, written: &str) -> Arc<str> {
+    const TAKEN: usize = 8;
     let Naming { projection, version, aggregate_type } = naming;
+    let unless_parked = format!(
+        "and not exists (select from parked
+            where parked.projection = '{projection}' and parked.version = {version}
+                and parked.aggregate_type = '{aggregate_type}'
+                and parked.aggregate_id = any($8::text[]))"
+    );
+    let moved = moved(naming, &unless_parked);
+    let (written, _) = renumbered(written, TAKEN);
+    let (if_moved, ids) = (only_if_moved(&written), TAKEN + 1);
     format!(
-        r#"with moved as (
+        "with {moved}, {if_moved}
+        select case when not exists (select from moved) then false
+            when ({WRITTEN}) = coalesce(cardinality(${ids}::text[]), 0) then true
+            else 0 = 1 / ((select count(*) from moved) - 1) end"
+    )
+    .into()
+}
+
+/// Moves the checkpoint of a partition on, on a further condition.
+fn moved(Naming { projection, version, .. }: &Naming<'_>, condition: &str) -> String {
+    format!(
+        r#"moved as (
             update checkpoint set position = $5::bigint, event_id = $6::uuid,
                 committed_at = coalesce(
                     timestamptz 'epoch' + $7::bigint * interval '1 microsecond', committed_at)
             where projection = '{projection}' and version = {version} and partition = $1::integer
-                and epoch = $2::integer and position = $3::bigint and fence = $4::bigint
+                and epoch = $2::integer and position = $3::bigint and fence = $4::bigint {condition}
             returning 1
-        )
-        select exists (select from moved) as moved, asked.id,
+        )"#
+    )
+}
+
+/// What is known of the aggregates whose ids are in a parameter.
+fn asked(naming: &Naming<'_>, state_table: &str, ids: usize) -> String {
+    let Naming { projection, version, aggregate_type } = naming;
+    format!(
+        r#"asked.id,
             exists (select from parked
                 where parked.projection = '{projection}' and parked.version = {version}
                     and parked.aggregate_type = '{aggregate_type}'
                     and parked.aggregate_id = asked.id) as is_parked,
             state.version, state.epoch, state.position, state.created_position, state.state
-        from unnest($8::text[]) as asked (id)
+        from unnest(${ids}::text[]) as asked (id)
         left join "{state_table}" as state on state.aggregate_id = asked.id"#
     )
-    .into()
 }
 
 fn write_states(table: &str) -> Arc<str> {
@@ -366,9 +415,9 @@ fn states_written(table: &str) -> String {
     )
 }
 
-/// States and views in one statement. What one part of it writes another does not see, so no two may write
+/// States and views, for one statement. What one part of it writes another does not see, so no two may write
 /// the same row; they do not, since a batch changes a row once.
-fn write(state_table: &str, views: &[ViewStatements]) -> Arc<str> {
+fn written(state_table: &str, views: &[ViewStatements]) -> String {
     let mut all = states_written(state_table);
     let mut taken = STATE_PARAMETER_COUNT;
     for (nth, statement) in views.iter().flat_map(ViewStatements::writing).enumerate() {
@@ -376,7 +425,7 @@ fn write(state_table: &str, views: &[ViewStatements]) -> Arc<str> {
         (part, taken) = renumbered(statement, taken);
         write!(all, ", part_{nth} as ({part})").expect("writing to a string cannot fail");
     }
-    format!("with {all} {WRITTEN}").into()
+    all
 }
 
 impl ViewStatements {
@@ -400,6 +449,17 @@ fn renumbered(statement: &str, taken: usize) -> (String, usize) {
         let (number, rest) = part.split_at(end);
         let number = taken + number.parse::<usize>().expect("a parameter has a number");
         (format!("{text}${number}{rest}"), last.max(number))
+    })
+}
+
+/// The statement, all of whose parameters are arrays, with none of their elements unless the checkpoint was
+/// moved.
+fn only_if_moved(statement: &str) -> String {
+    let mut parts = statement.split('$');
+    let before = parts.next().unwrap_or_default().to_owned();
+    parts.fold(before, |text, part| {
+        let (array, rest) = part.split_once("[]").expect("a parameter is an array");
+        format!("{text}case when (select true from moved) then ${array}[] end{rest}")
     })
 }
 

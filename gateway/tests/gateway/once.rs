@@ -187,6 +187,30 @@ async fn the_repeat_of_a_command_needs_no_append() {
     repeated("the log takes no appends").await;
 }
 
+/// Its key is looked up where it cannot be appended; where it can, the append itself finds it.
+#[tokio::test]
+async fn the_repeat_of_an_append_is_answered_where_nothing_can_be_appended() {
+    let world = World::start().await;
+    let first = keyed(&world.region, "k", EVENTS, &noted("one")).await;
+    assert_first(&first, 201);
+    let strict = beside(&world, "write.if_match_required = [\"note\"]").await;
+    let unkeyed = strict.post(EVENTS, noted("two")).await;
+    assert_eq!(unkeyed.came_to(), (428, "precondition-required"));
+    assert_repeats(&keyed(&strict, "k", EVENTS, &noted("one")).await, &first);
+    let other = keyed(&strict, "k", EVENTS, &noted("two")).await;
+    assert_eq!(other.came_to(), (422, "idempotency-mismatch"));
+    let refuse = "update log_head set refused_because = 'an operator said so'";
+    sqlx::query(refuse).execute(&log_database(&world)).await.unwrap();
+    for gateway in [&world.primary, &world.region] {
+        let refused = keyed(gateway, "l", EVENTS, &noted("one")).await;
+        assert_eq!(refused.came_to(), (503, "primary-unreachable"));
+        let repeat = keyed(gateway, "k", EVENTS, &noted("one")).await;
+        assert_eq!((answer(&repeat), is_replayed(&repeat)), (answer(&first), true));
+        let other = keyed(gateway, "k", EVENTS, &noted("two")).await;
+        assert_eq!(other.came_to(), (422, "idempotency-mismatch"));
+    }
+}
+
 #[tokio::test]
 async fn a_refusal_is_not_remembered() {
     let world = World::start().await;

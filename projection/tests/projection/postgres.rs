@@ -5,8 +5,8 @@ use std::path::Path;
 use compose::postgres::Cluster;
 use consistency::{AggregateId, LogPosition, PartitionCount, Version};
 use projection::sql::{
-    ListAnswer, ListStatements, RollupAnswer, RollupStatements, RowAnswer, RowStatements,
-    ViewStatements,
+    ListAnswer, ListStatements, NOT_AS_READ, RollupAnswer, RollupStatements, RowAnswer,
+    RowStatements, ViewStatements,
 };
 use projection::{
     Applied, Changes, ProjectionDefinition, ProjectionKind, StateWrites, StoredState, ViewChanges,
@@ -323,6 +323,175 @@ async fn a_state_is_written_on_its_previous_version_only() {
     assert_eq!(write_states(&mut connection, &definition, &nobody).await, 0, "nothing precedes it");
     assert_eq!(load(pool, &definition, "n-1").await, two);
     assert_eq!(load(pool, &definition, "n-2").await, StoredState::NOTHING);
+}
+
+/// Where a checkpoint is demanded to be: epoch, position and fence.
+type Place = (i32, i64, i64);
+
+/// Applies in one statement as a projector would.
+async fn apply_at_once(
+    pool: &PgPool,
+    definition: &ProjectionDefinition,
+    (epoch, position, fence): Place,
+    to: i64,
+    changes: &Changes,
+) -> Result<bool, sqlx::Error> {
+    let ids = &changes.states.aggregate_ids;
+    let partition = definition.partition_count().partition_of(&ids[0]);
+    let all = sqlx::query_scalar(AssertSqlSafe(definition.statements().apply.clone()))
+        .bind(i32::from(partition))
+        .bind(epoch)
+        .bind(position)
+        .bind(fence)
+        .bind(to)
+        .bind(sqlx::types::Uuid::from_u128(to as u128))
+        .bind(to * 1000)
+        .bind(ids)
+        .bind(ids)
+        .bind(&changes.states.partitions)
+        .bind(&changes.states.previous_versions)
+        .bind(&changes.states.versions)
+        .bind(&changes.states.epochs)
+        .bind(&changes.states.positions)
+        .bind(&changes.states.created_positions)
+        .bind(&changes.states.states);
+    let all = changes.views.iter().fold(all, |all, view| match view {
+        ViewChanges::Row(row) => all
+            .bind(&row.deleted_ids)
+            .bind(&row.aggregate_ids)
+            .bind(&row.versions)
+            .bind(&row.epochs)
+            .bind(&row.positions)
+            .bind(&row.data),
+        ViewChanges::List(list) => all
+            .bind(&list.deleted_keys)
+            .bind(&list.deleted_created_positions)
+            .bind(&list.deleted_ids)
+            .bind(&list.list_keys)
+            .bind(&list.created_positions)
+            .bind(&list.aggregate_ids)
+            .bind(&list.data),
+    });
+    all.fetch_one(pool).await
+}
+
+#[tokio::test]
+async fn a_batch_is_applied_in_one_statement_with_its_checkpoint_or_not_at_all() {
+    let definition = notes();
+    let Database { pool, _cluster } = &database(&definition).await;
+    let one_by_one = database(&definition).await;
+    let aggregate = note("n-1");
+    let partition = i32::from(definition.partition_of(&aggregate).unwrap());
+    register(pool, &definition, true).await;
+    checkpoint(pool, &definition, partition, 7).await;
+    let changes = async |version, position, kind, data| {
+        let before = load(pool, &definition, "n-1").await;
+        let next = event(&aggregate, version, position, kind, data);
+        let applied = definition.document().unwrap().apply(&aggregate, before, &[&next]);
+        Changes::gather(&definition, vec![applied])
+    };
+    let stored = async || -> (i64, i64, Option<i64>) {
+        let checkpoint =
+            "select position, fence, (extract(epoch from committed_at) * 1000000)::bigint
+                          from checkpoint";
+        sqlx::query_as(checkpoint).fetch_one(pool).await.unwrap()
+    };
+
+    let places: [Place; 3] = [(2, 7, 1), (1, 6, 1), (1, 7, 2)];
+    let steps = [
+        (1, 8, "Written", r#"{"owner":"ada"}"#),
+        (2, 9, "Given", r#"{"owner":"bob"}"#),
+        (3, 10, "Pinned", "{}"),
+        (4, 12, "Torn", "{}"),
+    ];
+    for (version, to, kind, data) in steps {
+        let (before, (at, ..)) = (shown(pool, &definition, "n-1").await, stored().await);
+        let changes = changes(version, to as u64, kind, data).await;
+        for (epoch, offset, fence) in places.map(|(epoch, at, fence)| (epoch, at - 7, fence)) {
+            let elsewhere = (epoch, at + offset, fence);
+            let done = apply_at_once(pool, &definition, elsewhere, to, &changes).await;
+            assert!(!done.unwrap(), "{elsewhere:?}");
+        }
+        park(pool, &definition, "n-1", to).await;
+        assert!(!apply_at_once(pool, &definition, (1, at, 1), to, &changes).await.unwrap());
+        sqlx::query("delete from parked").execute(pool).await.unwrap();
+        park(pool, &definition, "n-another", to).await;
+        let mut gap = changes.clone();
+        gap.states.previous_versions = vec![version as i64];
+        let done = apply_at_once(pool, &definition, (1, at, 1), to, &gap).await;
+        let code = done.unwrap_err().into_database_error().unwrap().code().unwrap().into_owned();
+        assert_eq!(code, NOT_AS_READ);
+        assert_eq!(shown(pool, &definition, "n-1").await, before, "nothing of it was done");
+        assert_eq!(stored().await.0, at);
+
+        assert!(apply_at_once(pool, &definition, (1, at, 1), to, &changes).await.unwrap());
+        assert_eq!(stored().await, (to, 1, Some(to * 1000)));
+        assert!(!apply_at_once(pool, &definition, (1, at, 1), to, &changes).await.unwrap());
+        assert_eq!(stored().await, (to, 1, Some(to * 1000)));
+        let one = [(version, to as u64, kind, data)];
+        apply(&one_by_one.pool, &definition, &aggregate, &one).await;
+        let expected = shown(&one_by_one.pool, &definition, "n-1").await;
+        assert_eq!(shown(pool, &definition, "n-1").await, expected, "{kind}");
+    }
+}
+
+/// The state, the row, and the items of some lists.
+async fn shown(
+    pool: &PgPool,
+    definition: &ProjectionDefinition,
+    id: &str,
+) -> (StoredState, Option<(LogPosition, String)>, Vec<Vec<String>>) {
+    let row = read_row(pool, definition, id).await.row.map(|row| (row.at, row.data));
+    let mut lists = Vec::new();
+    for (view, key) in [(1, "ada"), (1, "bob"), (2, "all")] {
+        let ViewStatements::List(list) = &definition.statements().views[view] else {
+            panic!("it is a list view")
+        };
+        let columns = sqlx::query_as(AssertSqlSafe(list.read.clone()));
+        let columns = columns.bind(key).bind(0_i64).bind("").bind(9_i64).bind(9_i64);
+        let columns = columns.fetch_one(pool).await.unwrap();
+        let found = ListAnswer::from_columns(columns, definition.partition_count()).unwrap();
+        lists.push(found.items.into_iter().map(|item| item.data).collect());
+    }
+    (load(pool, definition, id).await, row, lists)
+}
+
+/// It waited for a holder who came before: then it finds the checkpoint as that one left it.
+#[tokio::test]
+async fn a_batch_that_waited_for_the_next_holder_is_not_applied() {
+    let definition = notes();
+    let Database { pool, _cluster } = &database(&definition).await;
+    let aggregate = note("n-1");
+    register(pool, &definition, true).await;
+    checkpoint(pool, &definition, i32::from(definition.partition_of(&aggregate).unwrap()), 7).await;
+    let next = event(&aggregate, 1, 8, "Written", r#"{"owner":"ada"}"#);
+    let document = definition.document().unwrap();
+    let applied = document.apply(&aggregate, StoredState::NOTHING, &[&next]);
+    let changes = Changes::gather(&definition, vec![applied]);
+    let moves = [
+        "update checkpoint set fence = fence + 1",
+        "update checkpoint set position = position + 1",
+        "update checkpoint set epoch = epoch + 1",
+    ];
+    for other in moves {
+        let place = "select epoch, position, fence from checkpoint";
+        let place: Place = sqlx::query_as(place).fetch_one(pool).await.unwrap();
+        let mut holder = pool.begin().await.unwrap();
+        sqlx::query(other).execute(&mut *holder).await.unwrap();
+        let applying = apply_at_once(pool, &definition, place, 9, &changes);
+        let released = async {
+            let waits = "select exists (select from pg_stat_activity
+                         where datname = current_database() and wait_event_type = 'Lock')";
+            while !sqlx::query_scalar::<_, bool>(waits).fetch_one(pool).await.unwrap() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            holder.commit().await.unwrap();
+        };
+        let (done, ()) = tokio::join!(applying, released);
+        assert!(!done.unwrap(), "{other}");
+        assert_eq!(load(pool, &definition, "n-1").await, StoredState::NOTHING);
+        assert_eq!(read_row(pool, &definition, "n-1").await.row, None);
+    }
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ impl Retrying<'_> {
     async fn attempt(&mut self, events: &[Event]) -> Result<Result<Run, Refused>, DeadLetterError> {
         let (key, partition) = (key_of(self.definition), self.held.partition);
         let mut savepoint = self.connection.begin().await?;
-        let mut known = write::load(&mut savepoint, &key, self.definition, events).await?;
+        let mut known = write::load(&mut savepoint, self.definition, events).await?;
         known.parked.clear();
         let mut plan =
             plan::plan(self.definition, partition, events, &mut known, &Condemned::new());

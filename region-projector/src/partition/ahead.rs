@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 use super::plan::{self, Condemned, Known, Plan, Writes};
 use super::{Batch, Partition, write};
 use crate::attempt::{Attempt, bounded};
-use crate::checkpoint::VersionKey;
 use crate::config::ApplyConfig;
 use crate::reader::Chunk;
 
@@ -118,7 +117,6 @@ impl Queue {
         let Some(mut batch) = self.arrived(&partition.config, events_max) else { return };
         batch.events.retain(|event| event.at.position > last.through.position);
         let fold = FoldAhead {
-            key: partition.key.clone(),
             definition: partition.definition.clone(),
             partition: partition.held.partition,
             connections: partition.connections.clone(),
@@ -142,7 +140,6 @@ impl Queue {
 }
 
 struct FoldAhead {
-    key: VersionKey,
     definition: ProjectionDefinition,
     partition: u16,
     connections: AtHand,
@@ -173,7 +170,7 @@ impl FoldAhead {
             events.filter(|event| !self.written.contains_key(event.aggregate.id()))
         };
         let mut attempt = Attempt::begin(&self.connections).await?;
-        let known = write::load(&mut attempt, &self.key, &self.definition, others()).await?;
+        let known = write::load(&mut attempt, &self.definition, others()).await?;
         attempt.finish();
         Ok(known)
     }

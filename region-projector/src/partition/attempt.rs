@@ -1,12 +1,14 @@
-//! One try of a batch: one transaction.
+//! One try of a batch: one transaction, which is a single statement where nothing stands against it.
 
 use std::collections::BTreeSet;
 
+use consistency::{Event, Version};
+use projection::ProjectionKind;
 use sqlx::{Connection as _, PgConnection};
 
 use super::ahead::Queue;
 use super::batch::{Batch, Failed, Findings, reconsider};
-use super::plan::{self, Plan};
+use super::plan::{self, Condemned, Known, Plan};
 use super::{Partition, Running, parking, write};
 use crate::attempt::Attempt;
 use crate::breaker;
@@ -14,16 +16,94 @@ use crate::chain::Mark;
 use crate::checkpoint::{self, CheckpointError, Held};
 
 impl Running {
-    /// One try: lock, read, decide, write, commit.
+    /// One try.
     pub(super) async fn attempt(
         &self,
+        batch: &Batch,
+        findings: &Findings,
+        mut folded: Option<Box<Plan>>,
+        mut queue: Option<&mut Queue>,
+    ) -> Result<Box<Plan>, Failed> {
+        let Partition { definition, connections, .. } = &self.partition;
+        let mut attempt = Attempt::begin(connections).await?;
+        // A custom projection writes by itself, under the lock.
+        if !matches!(definition.kind(), ProjectionKind::Custom(_)) && findings.are_none() {
+            let (folded, queue) = (folded.take(), queue.as_deref_mut());
+            if let Some(plan) = self.short_way(&mut attempt, batch, folded, queue).await? {
+                attempt.finish();
+                return Ok(plan);
+            }
+        }
+        self.long_way(attempt, batch, findings, folded, queue).await
+    }
+
+    /// Reads, decides, and then locks, writes and commits in one statement. `None` when it cannot be done
+    /// that way, and nothing was.
+    async fn short_way(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        folded: Option<Box<Plan>>,
+        queue: Option<&mut Queue>,
+    ) -> Result<Option<Box<Plan>>, Failed> {
+        let Partition { key, definition, held, telemetry, .. } = &self.partition;
+        let is_folded = folded.is_some();
+        let plan = match folded {
+            Some(plan) => plan,
+            None => Box::new(self.plan_ahead(connection, batch).await?),
+        };
+        if !plan.parks_nothing() {
+            return Ok(None);
+        }
+        let mut queue = queue;
+        if let Some(queue) = &mut queue {
+            queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
+        }
+        let to = (batch.through, batch.committed_at);
+        let done = write::apply(connection, definition, held, to, &batch.events, &plan.writes);
+        if done.await? {
+            if is_folded {
+                telemetry.folded_ahead(key);
+            }
+            return Ok(Some(plan));
+        }
+        if let Some(queue) = queue {
+            queue.throw_away();
+        }
+        Ok(None)
+    }
+
+    /// Of an aggregate whose first event is here nothing is stored, so nothing is read: that it was applied
+    /// before is found out when it is written.
+    async fn plan_ahead(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+    ) -> Result<Plan, sqlx::Error> {
+        let Partition { definition, held, .. } = &self.partition;
+        let is_first = |event: &&Event| event.version == Version::ZERO.next();
+        let first: BTreeSet<&str> =
+            batch.events.iter().filter(is_first).map(|event| event.aggregate.id()).collect();
+        let is_known = |event: &&Event| first.contains(event.aggregate.id());
+        let unknown: Vec<&Event> = batch.events.iter().filter(|event| !is_known(event)).collect();
+        let mut known = match unknown.is_empty() {
+            true => Known::default(),
+            false => write::load(connection, definition, unknown).await?,
+        };
+        let none = Condemned::new();
+        Ok(plan::plan(definition, held.partition, &batch.events, &mut known, &none))
+    }
+
+    /// Lock, read, decide, write, commit.
+    async fn long_way(
+        &self,
+        mut attempt: Attempt,
         batch: &Batch,
         findings: &Findings,
         folded: Option<Box<Plan>>,
         queue: Option<&mut Queue>,
     ) -> Result<Box<Plan>, Failed> {
-        let Partition { key, definition, held, connections, config, .. } = &self.partition;
-        let mut attempt = Attempt::begin(connections).await?;
+        let Partition { key, definition, held, config, .. } = &self.partition;
         let mut transaction = attempt.connection().begin().await?;
         let (through, is_folded) = (batch.through, folded.is_some());
         // First, so that everything else is written under the lock of its row. A database that failed over
@@ -116,9 +196,9 @@ impl Running {
         batch: &Batch,
         findings: &Findings,
     ) -> Result<Plan, sqlx::Error> {
-        let Partition { key, definition, held, .. } = &self.partition;
+        let Partition { definition, held, .. } = &self.partition;
         let events = findings.events(batch);
-        let mut known = write::load(connection, key, definition, events.clone()).await?;
+        let mut known = write::load(connection, definition, events.clone()).await?;
         Ok(plan::plan(definition, held.partition, events, &mut known, &findings.condemned))
     }
 

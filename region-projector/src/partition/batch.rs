@@ -77,6 +77,10 @@ pub(super) struct Findings {
 }
 
 impl Findings {
+    pub(super) fn are_none(&self) -> bool {
+        self.condemned.is_empty() && self.healed.is_empty()
+    }
+
     /// The events to apply: those of the batch, but what the log says where that is known better.
     pub(super) fn events<'a>(
         &'a self,

@@ -78,7 +78,7 @@ impl Running {
     ) -> Result<bool, sqlx::Error> {
         let Partition { key, definition, held, .. } = &self.partition;
         let events = || run.iter().copied();
-        let mut known = write::load(connection, key, definition, events()).await?;
+        let mut known = write::load(connection, definition, events()).await?;
         let none = Condemned::new();
         let plan = plan::plan(definition, held.partition, events(), &mut known, &none);
         write::write(connection, key, definition, held.partition, &plan).await

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use consistency::{CommittedAt, Event};
-use projection::sql::{OpenedColumns, RollupStatements, RowStatements, StateColumns};
+use projection::sql::{NOT_AS_READ, OpenedColumns, RollupStatements, RowStatements, StateColumns};
 use projection::{
     Changes, CustomError, CustomEvent, ProjectionDefinition, ProjectionKind, RollupChanges,
     RowChanges, StateWrites, StoredState, ViewChanges,
@@ -22,15 +22,18 @@ use crate::checkpoint::{Held, VersionKey};
 /// What the database knows about the aggregates of these events.
 pub async fn load<'a>(
     connection: &mut PgConnection,
-    key: &VersionKey,
     definition: &ProjectionDefinition,
     events: impl IntoIterator<Item = &'a Event>,
 ) -> Result<Known, sqlx::Error> {
+    let statement = AssertSqlSafe(definition.statements().look.clone());
+    let rows = sqlx::query_as(statement).bind(ids(events)).fetch_all(connection).await?;
+    Ok(known(rows)?.unwrap_or_default())
+}
+
+/// The ids of the events' aggregates, each once.
+pub fn ids<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<&'a str> {
     let ids: BTreeSet<&str> = events.into_iter().map(|event| event.aggregate.id()).collect();
-    let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
-    let kind = definition.aggregate_type().as_str();
-    let parked = parking::parked(connection, key, kind, &ids).await?;
-    Ok(Known { states: load_states(connection, definition, ids).await?, parked })
+    ids.into_iter().collect()
 }
 
 /// Moves the checkpoint on, and reads in the same snapshot what the database knows about the aggregates of
@@ -42,10 +45,8 @@ pub(super) async fn open<'a>(
     (to, committed_at): (Mark, CommittedAt),
     events: impl IntoIterator<Item = &'a Event>,
 ) -> Result<Option<Known>, sqlx::Error> {
-    let ids: BTreeSet<&str> = events.into_iter().map(|event| event.aggregate.id()).collect();
-    let ids: Vec<&str> = ids.into_iter().collect();
     let statement = AssertSqlSafe(definition.statements().open.clone());
-    let rows: Vec<OpenedColumns> = sqlx::query_as(statement)
+    let rows = sqlx::query_as(statement)
         .bind(i32::from(held.partition))
         .bind(held.epoch.as_i32())
         .bind(held.mark.position.as_i64())
@@ -53,9 +54,14 @@ pub(super) async fn open<'a>(
         .bind(to.position.as_i64())
         .bind(to.id.get())
         .bind(committed_at.unix_micros())
-        .bind(&ids)
+        .bind(ids(events))
         .fetch_all(connection)
         .await?;
+    known(rows)
+}
+
+/// `None` when the checkpoint was not moved.
+fn known(rows: Vec<OpenedColumns>) -> Result<Option<Known>, sqlx::Error> {
     let mut known = Known { states: HashMap::new(), parked: HashSet::new() };
     for (moved, id, is_parked, version, epoch, position, created, state) in rows {
         if !moved {
@@ -74,6 +80,45 @@ pub(super) async fn open<'a>(
         }
     }
     Ok(Some(known))
+}
+
+/// Moves the checkpoint on and writes a plan that parks nothing, in one statement, which is its transaction.
+/// `false` when nothing was done: somebody came between what the plan was made of and this, or the plan is not
+/// one for a single statement.
+pub(super) async fn apply<'a>(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    held: &Held,
+    (to, committed_at): (Mark, CommittedAt),
+    events: impl IntoIterator<Item = &'a Event>,
+    writes: &Writes,
+) -> Result<bool, sqlx::Error> {
+    let statement = AssertSqlSafe(definition.statements().apply.clone());
+    let moving = sqlx::query_scalar(statement)
+        .bind(i32::from(held.partition))
+        .bind(held.epoch.as_i32())
+        .bind(held.mark.position.as_i64())
+        .bind(held.fence)
+        .bind(to.position.as_i64())
+        .bind(to.id.get())
+        .bind(committed_at.unix_micros())
+        .bind(ids(events));
+    let all = match writes {
+        Writes::Document(changes) if !changes.is_empty() => bind_document(moving, changes),
+        Writes::Rollup(states, changes) if !states.aggregate_ids.is_empty() => {
+            bind_rollup(moving, states, changes)
+        }
+        Writes::Document(_) | Writes::Rollup(..) | Writes::Custom(..) => return Ok(false),
+    };
+    match all.fetch_one(connection).await {
+        Err(error) if is_not_as_read(&error) => Ok(false),
+        done => done,
+    }
+}
+
+fn is_not_as_read(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == NOT_AS_READ)
 }
 
 /// The states of these aggregates.
@@ -127,8 +172,13 @@ pub async fn write_document(
         return Ok(true);
     }
     let statement = AssertSqlSafe(definition.statements().write.clone());
-    let states = bind_states(sqlx::query_scalar(statement), &changes.states);
-    let all = changes.views.iter().fold(states, |all, changes| match changes {
+    let all = bind_document(sqlx::query_scalar(statement), changes);
+    are_all_written(all.fetch_one(connection).await?, &changes.states)
+}
+
+fn bind_document<'q, T>(statement: Scalar<'q, T>, changes: &'q Changes) -> Scalar<'q, T> {
+    let states = bind_states(statement, &changes.states);
+    changes.views.iter().fold(states, |all, changes| match changes {
         ViewChanges::Row(rows) => all
             .bind(&rows.deleted_ids)
             .bind(&rows.aggregate_ids)
@@ -144,8 +194,7 @@ pub async fn write_document(
             .bind(&items.created_positions)
             .bind(&items.aggregate_ids)
             .bind(&items.data),
-    });
-    are_all_written(all.fetch_one(connection).await?, &changes.states)
+    })
 }
 
 /// The same of a rollup: what it has counted, and what is added to its rows.
@@ -159,18 +208,26 @@ async fn write_rollup(
         return Ok(true);
     }
     let statement = AssertSqlSafe(definition.statements().write.clone());
-    let all = bind_states(sqlx::query_scalar(statement), states)
+    let all = bind_rollup(sqlx::query_scalar(statement), states, changes);
+    are_all_written(all.fetch_one(connection).await?, states)
+}
+
+fn bind_rollup<'q, T>(
+    statement: Scalar<'q, T>,
+    states: &'q StateWrites,
+    changes: &'q RollupChanges,
+) -> Scalar<'q, T> {
+    let all = bind_states(statement, states)
         .bind(&changes.keys)
         .bind(&changes.partitions)
         .bind(&changes.epochs)
         .bind(&changes.positions);
-    let all = changes.columns.iter().fold(all, |all, column| all.bind(column));
-    are_all_written(all.fetch_one(connection).await?, states)
+    changes.columns.iter().fold(all, |all, column| all.bind(column))
 }
 
-type Scalar<'q> = QueryScalar<'q, Postgres, i64, PgArguments>;
+type Scalar<'q, T> = QueryScalar<'q, Postgres, T, PgArguments>;
 
-fn bind_states<'q>(statement: Scalar<'q>, states: &'q StateWrites) -> Scalar<'q> {
+fn bind_states<'q, T>(statement: Scalar<'q, T>, states: &'q StateWrites) -> Scalar<'q, T> {
     statement
         .bind(&states.aggregate_ids)
         .bind(&states.partitions)

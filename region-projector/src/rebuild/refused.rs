@@ -104,7 +104,7 @@ impl Work {
         condemned: &Condemned,
     ) -> Result<(), RebuildError> {
         let (key, definition) = (&job.key, &job.definition);
-        let mut known = write::load(connection, key, definition, [event]).await?;
+        let mut known = write::load(connection, definition, [event]).await?;
         let plan = plan::plan(definition, held.partition, [event], &mut known, condemned);
         let bound = self.config.apply_to(key.projection.as_str()).parked_aggregates_max;
         if let Some(trip) = breaker::check(connection, key, &plan.parkings, bound).await? {

@@ -11,7 +11,6 @@ use super::VerifyError;
 use crate::dead_letters::pass_over;
 use crate::partition::plan::{Condemned, Plan, Writes, plan};
 use crate::partition::write;
-use crate::start::key_of;
 
 /// No region ever gets that far.
 const SCRATCH_VERSION: u32 = i32::MAX as u32;
@@ -73,7 +72,6 @@ impl Scratch {
         connection: &mut PgConnection,
         events: &[Event],
     ) -> Result<(), VerifyError> {
-        let key = key_of(&self.definition);
         let mut pending = vec![events];
         while let Some(events) = pending.pop() {
             let foldable: Vec<&Event> = events
@@ -84,7 +82,7 @@ impl Scratch {
                 continue;
             }
             let mut known =
-                write::load(connection, &key, &self.definition, foldable.iter().copied()).await?;
+                write::load(connection, &self.definition, foldable.iter().copied()).await?;
             let plan = plan(&self.definition, 0, foldable, &mut known, &Condemned::default());
             if plan.overflowed && 1 < events.len() {
                 // Together they leave the bounds of a sum; in the order in which they were applied they

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use compose::nats::Server;
+use compose::postgres::{Cluster, Options};
 use consistency::{AggregateId, Name, PartitionCount};
 use process::config::Period;
 use region_projector::{Projector, StartError};
 use tokio::time::timeout;
 
+use crate::log::TestLog;
 use crate::tally::{domain, domain_of, domain_with_totals};
 use crate::world::{DEADLINE, World, eventually, stop, tallies};
 
@@ -41,6 +44,36 @@ async fn an_event_is_in_rows_and_checkpoint_and_is_announced_with_its_keys() {
     world.stored(gone).await;
     assert_eq!(world.tally("a").await, None);
     assert!(world.list("done").await.is_empty());
+    stop(projector).await;
+}
+
+/// One for what is read, unless its first event says that there is nothing, and one for all that is written.
+#[tokio::test]
+async fn a_batch_takes_one_statement_or_two() {
+    let settings = [("shared_preload_libraries", "pg_stat_statements")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let postgres = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
+    let nats = Server::start_single().await.unwrap();
+    let world = World::around(nats, postgres, TestLog::start().await).await;
+    sqlx::query("create extension pg_stat_statements").execute(&world.pool).await.unwrap();
+    let projector = world.projector(domain()).await;
+    let counts = async || -> (i64, i64, i64) {
+        let calls = "select
+                         coalesce(sum(calls) filter (where query like '%as moved, asked.id%'), 0)::bigint,
+                         coalesce(sum(calls) filter (where query like '%when not exists (select from moved)%'), 0)::bigint,
+                         coalesce(sum(calls) filter (where query like '%(aggregate_id, partition%'), 0)::bigint
+                     from pg_stat_statements where query not like '%pg_stat_%'";
+        sqlx::query_as(calls).fetch_one(&world.pool).await.unwrap()
+    };
+    for nth in 1..=10 {
+        world.stored(world.add(&format!("a-{nth}"), 1).await).await;
+        assert_eq!(counts().await, (0, nth, nth), "nothing is read of what is new");
+    }
+    for nth in 1..=10 {
+        world.stored(world.add("a-1", 1).await).await;
+        assert_eq!(counts().await, (nth, 10 + nth, 10 + nth), "only that writes");
+    }
+    assert_eq!(world.tally("a-1").await, Some((11, 11)));
     stop(projector).await;
 }
 

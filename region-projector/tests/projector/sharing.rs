@@ -1,9 +1,10 @@
 //! Partitions that several processes share.
 
 use compose::process::Signal;
-use consistency::Position;
+use consistency::{PartitionCount, Position};
+use sqlx::AssertSqlSafe;
 
-use crate::processes::Process;
+use crate::processes::{PLACED, Process};
 use crate::world::{World, eventually};
 
 /// Longer than any test waits: what happens before is not by expiry.
@@ -92,33 +93,47 @@ async fn a_killed_process_that_starts_again_has_its_partitions_back_at_once() {
     again.leave().await;
 }
 
-/// Frozen in the middle of a transaction, which holds the locks of its checkpoints.
+const APPLIED: [&str; 2] = ["projection=\"orders\"", "outcome=\"applied\""];
+const DEAD_LETTERED: [&str; 2] = ["projection=\"orders\"", "outcome=\"dead-lettered\""];
+
+/// A process counts what was committed when it hears of it.
+async fn counts(process: &Process, outcome: &[&str], count: f64) {
+    eventually("it has counted them", async || {
+        process.metric("tidemark_projection_events", outcome).await == count
+    })
+    .await;
+}
+
+/// Stops the process as soon as it waits for a table, which is free then.
+async fn freeze_at(world: &World, a: &Process, table: &str, event: impl AsyncFnOnce()) {
+    let mut lock = world.pool.begin().await.unwrap();
+    let statement = format!("lock table {table} in access exclusive mode");
+    sqlx::query(AssertSqlSafe(statement)).execute(&mut *lock).await.unwrap();
+    event().await;
+    let waiting = "select count(*) from pg_locks where relation is not null and not granted";
+    eventually("it waits for the table", async || world.count(waiting).await > 0).await;
+    a.child.signal(Signal::STOP);
+    lock.rollback().await.unwrap();
+    eventually("the server has what it was sent", async || world.count(waiting).await == 0).await;
+}
+
+/// Frozen while the server writes for it: what the server was sent is its own, and no more.
 #[tokio::test]
 async fn a_frozen_process_loses_its_partitions_and_commits_nothing_when_it_goes_on() {
     let world = World::start().await;
     let a = world.process("a", 3, &[]);
     world.split_is(&[("a", 8)]).await;
     world.orders_stored(world.place(40).await).await;
-    let applied = ["projection=\"orders\"", "outcome=\"applied\""];
-    // It counts what was committed when it hears of it.
-    let has_applied = async |process: &Process, count: f64| {
-        eventually("it has counted them", async || {
-            process.metric("tidemark_projection_events", &applied).await == count
-        })
-        .await;
-    };
-    has_applied(&a, 40.0).await;
+    counts(&a, &APPLIED, 40.0).await;
 
-    let mut lock = world.pool.begin().await.unwrap();
-    let states = "lock table orders_v1_state in access exclusive mode";
-    sqlx::query(states).execute(&mut *lock).await.unwrap();
-    world.place(40).await;
-    let waiting = "select count(*) from pg_locks join pg_class on pg_class.oid = relation
-                   where relname = 'orders_v1_state' and not granted";
-    eventually("it is in the middle of its transactions", async || world.count(waiting).await > 0)
-        .await;
-    a.child.signal(Signal::STOP);
-    lock.rollback().await.unwrap();
+    freeze_at(&world, &a, "orders_v1_state", async || {
+        world.place(40).await;
+    })
+    .await;
+    let active = "select count(*) from pg_stat_activity
+                  where datname = current_database() and state = 'active' and pid <> pg_backend_pid()";
+    eventually("the server is done", async || world.count(active).await == 0).await;
+    let done = world.count("select count(*) from orders_v1_state").await as f64;
     let fences = "select min(fence) from checkpoint where projection = 'orders'";
     let fence = world.count(fences).await;
 
@@ -130,14 +145,47 @@ async fn a_frozen_process_loses_its_partitions_and_commits_nothing_when_it_goes_
     world.orders_are_exactly(120).await;
     a.child.signal(Signal::CONT);
     world.split_is(&[("a", 4), ("b", 4)]).await;
-    assert_eq!(
-        a.metric("tidemark_projection_events", &applied).await,
-        40.0,
-        "what others have applied it has not"
-    );
-    has_applied(&b, 80.0).await;
+    // What others have applied it has not.
+    counts(&a, &APPLIED, done).await;
+    counts(&b, &APPLIED, 120.0 - done).await;
     world.orders_stored(world.place(40).await).await;
     world.orders_are_exactly(160).await;
+    a.leave().await;
+    b.leave().await;
+}
+
+/// Frozen in the middle of a transaction, which holds the lock of its checkpoint: an event of a parked
+/// aggregate is buried step by step.
+#[tokio::test]
+async fn a_process_that_is_frozen_in_a_transaction_loses_what_it_was_about_to_commit() {
+    let world = World::start().await;
+    let a = world.process("a", 3, &[]);
+    world.split_is(&[("a", 8)]).await;
+    world.orders_stored(world.place(40).await).await;
+    let park = "insert into parked
+                    (projection, version, aggregate_type, aggregate_id, partition, epoch, position, reason)
+                values ('orders', 1, 'order', 'o-parked', $1, 1, 1, 'fold')";
+    let partition = PartitionCount::new(8).unwrap().partition_of("o-parked");
+    sqlx::query(park).bind(i32::from(partition)).execute(&world.pool).await.unwrap();
+
+    freeze_at(&world, &a, "dead_letter", async || {
+        let event = world.log.append_to("order", "o-parked", "OrderPlaced", PLACED);
+        world.publish(&event).await;
+    })
+    .await;
+    let letters = "select count(*) from dead_letter where projection = 'orders'";
+    assert_eq!(world.count(letters).await, 0, "it is not committed");
+
+    let b = world.process("b", 3, &[]);
+    world.split_is(&[("b", 8)]).await;
+    world.orders_stored(world.place(40).await).await;
+    assert_eq!(world.count(letters).await, 1);
+    a.child.signal(Signal::CONT);
+    world.split_is(&[("a", 4), ("b", 4)]).await;
+    world.orders_stored(world.place(40).await).await;
+    counts(&b, &DEAD_LETTERED, 1.0).await;
+    assert_eq!(a.metric("tidemark_projection_events", &DEAD_LETTERED).await, 0.0);
+    assert_eq!(world.count(letters).await, 1);
     a.leave().await;
     b.leave().await;
 }

@@ -81,25 +81,25 @@ pub async fn learn(gateway: &Gateway, store: &EventStore) -> Result<(), ReadErro
     Ok(())
 }
 
-/// Whether an answer of the primary may go to a caller that was judged as `known`. One that shows a newer
+/// Whether an answer that was made here may go to a caller that was judged as `known`. One that shows a newer
 /// epoch may not: its token would take the place of claims that nobody carried there, and of losses that
-/// nobody told.
+/// nobody told. What it shows is counted in the newest epoch that is known here by now.
 ///
 /// `has_acted` says that a write was done, by a service behind the gateway: our own are done only in the
 /// epoch that their callers were judged in.
 pub async fn fits(
     gateway: &Gateway,
     known: Option<&Token>,
-    shows: Option<Token>,
+    shows: Option<&Token>,
     has_acted: bool,
 ) -> Result<(), Error> {
-    let (Role::Primary(store), Some(known), Some(shows)) = (&gateway.role, known, shows) else {
-        return Ok(());
-    };
-    if !is_passed_over(known, &shows) {
+    let (Some(known), Some(shows)) = (known, shows) else { return Ok(()) };
+    if !is_passed_over(known, shows) {
         return Ok(());
     }
-    if let Err(error) = learn(gateway, store).await {
+    if let Role::Primary(store) = &gateway.role
+        && let Err(error) = learn(gateway, store).await
+    {
         tracing::debug!(%error, "epochs not read");
     }
     let detail = "its log has just opened another epoch";

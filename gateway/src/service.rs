@@ -148,10 +148,13 @@ impl Service {
                 (id, Some(known), self.dispatch(call, body, found).await)
             }
         };
-        let answer = answered
+        let mut answer = answered
             .unwrap_or_else(|error| problem::answer(&error, &gateway.config.region, &request_id));
+        answer.shows = answer.shows.map(|shows| carried(&gateway.history(), shows));
         let has_acted = is_write && answer.status.is_success();
-        let fits = epochs::fits(gateway, known.as_ref(), answer.shows.clone(), has_acted);
+        // What the primary answered it has judged itself.
+        let judged_here = known.as_ref().filter(|_| is_made_here(gateway, &answer));
+        let fits = epochs::fits(gateway, judged_here, answer.shows.as_ref(), has_acted);
         let answer = match fits.await {
             Ok(()) => answer,
             Err(error) => problem::answer(&error, &gateway.config.region, &request_id),
@@ -383,7 +386,6 @@ impl Finishing<'_> {
     /// the caller's writes without a word.
     fn carry_token(&self, shows: Option<Token>, headers: &mut HeaderMap) {
         let carrier = &self.gateway.carrier;
-        let shows = shows.map(|shows| carried(&self.gateway.history(), shows));
         match (&self.known, shows) {
             // The primary's own, which cannot be opened here yet.
             _ if headers.contains_key(CONSISTENCY_TOKEN) => {}
@@ -412,6 +414,15 @@ fn carried(history: &EpochHistory, shows: Token) -> Token {
         | Judged::Carried(token)
         | Judged::Lost(token)
         | Judged::Newer(token) => token,
+    }
+}
+
+/// Whether it shows what this region has, and not what the primary was asked for.
+fn is_made_here(gateway: &Gateway, answer: &Answer) -> bool {
+    match (&gateway.role, &answer.said) {
+        (Role::Primary(_), _) => true,
+        (Role::Region(_), Some(said)) => said.region == gateway.config.region,
+        (Role::Region(_), None) => false,
     }
 }
 

@@ -68,11 +68,7 @@ pub async fn append(gateway: &Gateway, call: &Call, kind: &str, id: &str) -> Res
     let key = once::key(call)?;
     let refused = match append_here(gateway, store, call, aggregate, key).await {
         // What its first request did is told also where nothing can be done now.
-        Err(
-            error @ (Error::PreconditionRequired(_)
-            | Error::Overloaded
-            | Error::PrimaryUnreachable { .. }),
-        ) => error,
+        Err(error @ (Error::PreconditionRequired(_) | Error::PrimaryUnreachable { .. })) => error,
         done => return done,
     };
     match once::answered(gateway, store, call, key.as_ref()).await {

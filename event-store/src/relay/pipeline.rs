@@ -57,7 +57,8 @@ impl<'a> Pipeline<'a> {
     pub(super) async fn send(&mut self, events: Vec<Event>) -> Result<(), SessionError> {
         for event in events {
             self.check_follows(&event)?;
-            if self.in_flight_max <= self.acks.in_flight_count() {
+            // While the oldest is not answered, nothing goes past it.
+            while self.in_flight_max <= self.acks.in_flight_count() {
                 self.acks.settle_some().await?;
             }
             let (at, id) = (event.at, event.id);
@@ -109,4 +110,96 @@ fn headers(event: &Event, stream_name: &str) -> HeaderMap {
     headers.insert(NATS_EXPECTED_LAST_SEQUENCE, event.at.position.previous().to_string());
     headers.insert(HeaderName::from_static(EXPECTED_STREAM_HEADER), stream_name);
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_nats::ConnectOptions;
+    use compose::nats::{Server, User};
+    use consistency::{AggregateId, CommittedAt, Epoch, Name, Position, SchemaVersion, Version};
+    use futures::StreamExt as _;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const SENT: u64 = 40;
+    const IN_FLIGHT_MAX: usize = 8;
+
+    fn event(nth: u64) -> Event {
+        let name = |text: &str| Name::new(text).unwrap();
+        Event {
+            at: LogPosition::new(Epoch::FIRST, Position::new(nth).unwrap()),
+            id: EventId::new(Uuid::from_u128(nth.into())),
+            previous_id: EventId::new(Uuid::from_u128((nth - 1).into())),
+            aggregate: AggregateId::new(name("note"), "n-1").unwrap(),
+            version: Version::new(nth).unwrap(),
+            event_type: name("Noted"),
+            schema_version: SchemaVersion::FIRST,
+            committed_at: CommittedAt::from_unix_micros(0),
+            correlation_id: Uuid::nil(),
+            causation_id: Uuid::nil(),
+            idempotency_key_hash: None,
+            traceparent: None,
+            data: "{}".to_owned(),
+        }
+    }
+
+    /// Sends events to a stream that stores all of them and does not answer for some. Says what came of it,
+    /// and how many had come there.
+    async fn sent_to(unanswered: fn(u64) -> bool) -> (Result<Position, SessionError>, u64) {
+        let server = Server::start_single().await.unwrap();
+        let connect = async |user| {
+            let (name, password) = server.credentials(user);
+            let options = ConnectOptions::with_user_and_password(name, password);
+            options.connect(server.url()).await.unwrap()
+        };
+        let (relay, stream) = (connect(User::Relay).await, connect(User::Operator).await);
+        let mut messages = stream.subscribe(event(1).aggregate.subject()).await.unwrap();
+        stream.flush().await.unwrap();
+        let come = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&come);
+        let answering = tokio::spawn(async move {
+            while let Some(message) = messages.next().await {
+                let nth = counted.fetch_add(1, Ordering::Relaxed) + 1;
+                if !unanswered(nth) {
+                    let answer = format!(r#"{{"stream":"TIDEMARK","seq":{nth}}}"#);
+                    stream.publish(message.reply.unwrap(), answer.into()).await.unwrap();
+                }
+            }
+        });
+        let config = RelayConfig {
+            in_flight_max: IN_FLIGHT_MAX,
+            ack_wait_max: Duration::from_secs(2),
+            ..RelayConfig::new("us-east")
+        };
+        let end = LogPosition::new(Epoch::FIRST, Position::ZERO);
+        let mut pipeline = Pipeline::new(&relay, &config, end, EventId::NIL).await.unwrap();
+        let sent = async {
+            pipeline.send((1..=SENT).map(event).collect()).await?;
+            pipeline.drain().await
+        };
+        let outcome = sent.await.map(|()| pipeline.acknowledged().position);
+        answering.abort();
+        (outcome, come.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_is_acknowledged_is_all_that_was_sent() {
+        let (outcome, count) = sent_to(|_| false).await;
+        assert_eq!((outcome.unwrap().get(), count), (SENT, SENT));
+    }
+
+    #[tokio::test]
+    async fn no_more_goes_past_a_lost_acknowledgement_than_may_be_in_flight() {
+        let (outcome, count) = sent_to(|nth| nth == 7).await;
+        let outcome = outcome.unwrap_err();
+        assert!(
+            matches!(outcome, SessionError::LostPlace("an acknowledgement was lost")),
+            "{outcome}"
+        );
+        assert_eq!(count, 6 + IN_FLIGHT_MAX as u64);
+    }
 }

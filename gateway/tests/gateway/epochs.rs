@@ -238,6 +238,32 @@ async fn a_write_is_judged_in_the_epoch_that_it_is_appended_in() {
     assert_eq!(world.log().await.len(), 2);
 }
 
+/// The key is looked up when the log is found in another epoch than the one that its caller was judged in.
+#[tokio::test]
+async fn the_repeat_of_what_was_kept_does_not_pass_over_what_was_lost() {
+    let world = World::start().await;
+    let note_once = async |gateway: &Gateway, token: &str| {
+        let path = "/v1/aggregates/note/kept/events";
+        let request = gateway.request(Method::POST, path).json(&noted());
+        let request = request.header("idempotency-key", "k").header("consistency-token", token);
+        Reply::of(request).await
+    };
+    let first = note_once(&world.primary, "").await;
+    assert_eq!(first.status, 201);
+    let lost = note(&world.primary, "lost", &first.token()).await.token();
+    let gateway = unobservant(&world).await;
+    cut_log_back_to(&world, 1).await;
+    open_behind_their_back(&world, 1, Above::Refuse).await;
+
+    let repeat = note_once(&gateway, &lost).await;
+    assert_eq!(repeat.status, 503, "{repeat:?}");
+    let told = note_once(&gateway, &lost).await;
+    assert_eq!(told.came_to(), (409, "write-lost"));
+    let repeat = note_once(&gateway, &told.token()).await;
+    assert_eq!((repeat.status, &repeat.text), (201, &first.text), "told once");
+    assert_eq!(world.log().await.len(), 1);
+}
+
 /// Its database is in the epoch before the gateway has heard of it. What was lost is not passed over by
 /// a row, a list or a 404 that is newer, from the database or from memory, nor is what was kept forgotten.
 #[tokio::test]

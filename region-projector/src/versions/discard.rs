@@ -98,8 +98,9 @@ async fn drop_as(
     Ok(tables)
 }
 
-/// Everything that the fixed tables know of a version, checkpoints first: whoever is writing has their
-/// lock, and is waited for before any table's.
+/// Everything that the fixed tables know of a version, checkpoints first: whoever writes step by step has their
+/// lock, and is waited for before any table's. Who writes with one statement has those of the tables first, and
+/// may be ended for it by the server: it comes again, and finds no checkpoint.
 async fn forget(connection: &mut PgConnection, key: &VersionKey) -> Result<(), sqlx::Error> {
     let (projection, version) = (key.projection.as_str(), key.version_column());
     sqlx::query!(

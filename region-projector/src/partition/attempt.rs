@@ -15,6 +15,9 @@ use crate::breaker;
 use crate::chain::Mark;
 use crate::checkpoint::{self, CheckpointError, Held};
 
+/// In a batch of more events it is the rows that take the time, and not the round trips.
+const SHORT_EVENTS_MAX: usize = 100;
+
 impl Running {
     /// One try.
     pub(super) async fn attempt(
@@ -27,7 +30,9 @@ impl Running {
         let Partition { definition, connections, .. } = &self.partition;
         let mut attempt = Attempt::begin(connections).await?;
         // A custom projection writes by itself, under the lock.
-        if !matches!(definition.kind(), ProjectionKind::Custom(_)) && findings.are_none() {
+        let is_short = batch.events.len() <= SHORT_EVENTS_MAX
+            && !matches!(definition.kind(), ProjectionKind::Custom(_));
+        if is_short && findings.are_none() {
             let (folded, queue) = (folded.take(), queue.as_deref_mut());
             if let Some(plan) = self.short_way(&mut attempt, batch, folded, queue).await? {
                 attempt.finish();

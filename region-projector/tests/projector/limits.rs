@@ -69,21 +69,25 @@ async fn limits_of_a_projection_that_is_not_there_are_a_mistake() {
     assert!(error.to_string().contains("tallys"), "{error}");
 }
 
+/// In batches that are written with one statement, and in larger ones.
 #[tokio::test]
 async fn a_backlog_is_folded_ahead_and_applied_once() {
-    let world = World::start().await;
-    stop(ready(&world).await).await;
-    let last = backlog(&world, 60).await;
-    let mut config = world.config();
-    config.apply.batch_events_max = 10;
-    let projector = world.try_projector(config, domain()).await.unwrap();
-    world.stored(last).await;
-    for n in 0..10 {
-        assert_eq!(world.tally(&format!("t-{n}")).await, Some((60, 60)));
+    for (rounds, events_max) in [(60, 10), (600, 150)] {
+        let world = World::start().await;
+        stop(ready(&world).await).await;
+        let last = backlog(&world, rounds).await;
+        let count = i64::try_from(rounds).unwrap();
+        let mut config = world.config();
+        config.apply.batch_events_max = events_max;
+        let projector = world.try_projector(config, domain()).await.unwrap();
+        world.stored(last).await;
+        for n in 0..10 {
+            assert_eq!(world.tally(&format!("t-{n}")).await, Some((count, count)));
+        }
+        let ahead = metric(&projector, "tidemark_projection_folded_ahead");
+        assert!(ahead > 0.0, "a backlog leaves time to fold");
+        stop(projector).await;
     }
-    let ahead = metric(&projector, "tidemark_projection_folded_ahead");
-    assert!(ahead > 0.0, "a backlog leaves time to fold");
-    stop(projector).await;
 }
 
 #[tokio::test]

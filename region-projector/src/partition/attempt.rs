@@ -49,7 +49,7 @@ impl Running {
         connection: &mut PgConnection,
         batch: &Batch,
         folded: Option<Box<Plan>>,
-        queue: Option<&mut Queue>,
+        mut queue: Option<&mut Queue>,
     ) -> Result<Option<Box<Plan>>, Failed> {
         let Partition { key, definition, held, telemetry, .. } = &self.partition;
         let is_folded = folded.is_some();
@@ -60,7 +60,6 @@ impl Running {
         if !plan.parks_nothing() {
             return Ok(None);
         }
-        let mut queue = queue;
         if let Some(queue) = &mut queue {
             queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
         }

@@ -12,7 +12,7 @@ use projection::{
 };
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres};
+use sqlx::{Arguments as _, AssertSqlSafe, PgConnection, Postgres};
 
 use super::parking;
 use super::plan::{Known, Plan, Writes};
@@ -42,22 +42,33 @@ pub(super) async fn open<'a>(
     connection: &mut PgConnection,
     definition: &ProjectionDefinition,
     held: &Held,
-    (to, committed_at): (Mark, CommittedAt),
+    to: (Mark, CommittedAt),
     events: impl IntoIterator<Item = &'a Event>,
 ) -> Result<Option<Known>, sqlx::Error> {
     let statement = AssertSqlSafe(definition.statements().open.clone());
-    let rows = sqlx::query_as(statement)
-        .bind(i32::from(held.partition))
-        .bind(held.epoch.as_i32())
-        .bind(held.mark.position.as_i64())
-        .bind(held.fence)
-        .bind(to.position.as_i64())
-        .bind(to.id.get())
-        .bind(committed_at.unix_micros())
-        .bind(ids(events))
-        .fetch_all(connection)
-        .await?;
-    known(rows)
+    let moving = moving(held, to, events)?;
+    known(sqlx::query_as_with(statement, moving).fetch_all(connection).await?)
+}
+
+/// What moves the checkpoint on, and the ids of the events' aggregates.
+fn moving<'a>(
+    held: &Held,
+    (to, committed_at): (Mark, CommittedAt),
+    events: impl IntoIterator<Item = &'a Event>,
+) -> Result<PgArguments, sqlx::Error> {
+    let mut all = PgArguments::default();
+    let add = || {
+        all.add(i32::from(held.partition))?;
+        all.add(held.epoch.as_i32())?;
+        all.add(held.mark.position.as_i64())?;
+        all.add(held.fence)?;
+        all.add(to.position.as_i64())?;
+        all.add(to.id.get())?;
+        all.add(committed_at.unix_micros())?;
+        all.add(ids(events))
+    };
+    add().map_err(sqlx::Error::Encode)?;
+    Ok(all)
 }
 
 /// `None` when the checkpoint was not moved.
@@ -89,20 +100,12 @@ pub(super) async fn apply<'a>(
     connection: &mut PgConnection,
     definition: &ProjectionDefinition,
     held: &Held,
-    (to, committed_at): (Mark, CommittedAt),
+    to: (Mark, CommittedAt),
     events: impl IntoIterator<Item = &'a Event>,
     writes: &Writes,
 ) -> Result<bool, sqlx::Error> {
     let statement = AssertSqlSafe(definition.statements().apply.clone());
-    let moving = sqlx::query_scalar(statement)
-        .bind(i32::from(held.partition))
-        .bind(held.epoch.as_i32())
-        .bind(held.mark.position.as_i64())
-        .bind(held.fence)
-        .bind(to.position.as_i64())
-        .bind(to.id.get())
-        .bind(committed_at.unix_micros())
-        .bind(ids(events));
+    let moving = sqlx::query_scalar_with(statement, moving(held, to, events)?);
     let all = match writes {
         Writes::Document(changes) if !changes.is_empty() => bind_document(moving, changes),
         Writes::Rollup(states, changes) if !states.aggregate_ids.is_empty() => {

@@ -157,8 +157,11 @@ mod tests {
             options.connect(server.url()).await.unwrap()
         };
         let (relay, stream) = (connect(User::Relay).await, connect(User::Operator).await);
-        let mut messages = stream.subscribe(event(1).aggregate.subject()).await.unwrap();
-        stream.flush().await.unwrap();
+        let subject = event(1).aggregate.subject();
+        let mut messages = stream.subscribe(subject.clone()).await.unwrap();
+        // What comes back shows that the server has the subscription. A flush would not.
+        stream.publish(subject, "".into()).await.unwrap();
+        messages.next().await.unwrap();
         let come = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&come);
         let answering = tokio::spawn(async move {

@@ -155,8 +155,11 @@ impl World {
     }
 
     pub async fn announcements(&self) -> Announcements {
-        let subscriber = self.client.subscribe("tidemark.us-east.currency").await.unwrap();
-        self.client.flush().await.unwrap();
+        let subject = "tidemark.us-east.currency";
+        let mut subscriber = self.client.subscribe(subject).await.unwrap();
+        // What comes back shows that the server has the subscription. A flush would not.
+        self.client.publish(subject, "".into()).await.unwrap();
+        while !subscriber.next().await.unwrap().payload.is_empty() {}
         Announcements { subscriber }
     }
 

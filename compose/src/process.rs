@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
 use std::time::Duration;
 
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::time::Instant;
 
 use crate::{Error, tools};
@@ -21,6 +21,9 @@ pub const POLL: Duration = Duration::from_millis(10);
 
 /// How much of a log an error message repeats.
 const TAIL_BYTES: u64 = 4096;
+
+/// A process that is told to stop does so as soon as each of its threads is scheduled.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A server that dies with its owner gets this long before it is killed.
 const DROP_GRACE: Duration = Duration::from_secs(3);
@@ -188,12 +191,21 @@ impl Child {
     pub fn signal(&self, signal: Signal) {
         let mut inner = self.lock();
         // While the lock is held nobody reaps the process, so its id cannot be given to another.
-        if let (Ok(None), Ok(raw)) = (inner.try_wait(), i32::try_from(self.pid))
-            && let Some(pid) = Pid::from_raw(raw)
-        {
+        if let (Ok(None), Some(pid)) = (inner.try_wait(), self.os_pid()) {
             // It may end at this moment; then there is nothing left to signal.
             let _ = kill_process(pid, signal);
         }
+    }
+
+    /// Stops it and waits until none of its threads runs any more, which the signal alone does not. It goes on when
+    /// it is sent `CONT`.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        self.signal(Signal::STOP);
+        let told = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        let is_frozen = async || {
+            self.os_pid().is_some_and(|pid| matches!(waitid(WaitId::Pid(pid), told), Ok(Some(_))))
+        };
+        self.wait_until("frozen", FREEZE_DEADLINE, is_frozen).await
     }
 
     /// Kills it at once and waits until it is gone.
@@ -249,6 +261,10 @@ impl Child {
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         tail(&self.log).unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+
+    fn os_pid(&self) -> Option<Pid> {
+        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }
 
     fn late(&self, awaited: &'static str, deadline: Duration) -> Error {

@@ -138,11 +138,7 @@ async fn a_database_that_does_not_answer_is_reported_and_applied_to_once() {
     config.database.statement_timeout = Period::from_secs(3600);
     let projector = world.try_projector(config, domain()).await.unwrap();
     world.stored(world.add("a", 1).await).await;
-    let mut lock = world.pool.begin().await.unwrap();
-    sqlx::query("lock table checkpoint in access exclusive mode")
-        .execute(&mut *lock)
-        .await
-        .unwrap();
+    let lock = world.hold("lock table checkpoint").await;
     let last = world.add("a", 1).await;
     eventually("the silent database is reported", async || {
         let conditions = projector.readiness().report(None).conditions;

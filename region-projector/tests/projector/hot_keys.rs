@@ -61,11 +61,7 @@ async fn a_backlog_of_one_aggregate_is_applied_in_bounded_batches() {
     world.stored(world.add("hot", 1).await).await;
     sqlx::raw_sql(A_HUNDRED_AT_ONCE).execute(&world.pool).await.unwrap();
     // All of it waits for one partition.
-    let mut lock = world.pool.begin().await.unwrap();
-    let idle = "set local idle_in_transaction_session_timeout = 0";
-    sqlx::query(idle).execute(&mut *lock).await.unwrap();
-    let states = "lock table tallies_v1_state in access exclusive mode";
-    sqlx::query(states).execute(&mut *lock).await.unwrap();
+    let lock = world.hold("lock table tallies_v1_state").await;
     let mut last = consistency::Position::ZERO;
     for _ in 0..EVENT_COUNT {
         last = world.add("hot", 1).await;

@@ -6,7 +6,7 @@ use region_projector::Projector;
 use region_projector::config::LimitsConfig;
 
 use crate::tally::{domain, domain_with_totals};
-use crate::world::{World, eventually, stop};
+use crate::world::{WAITING, World, eventually, stop};
 
 /// The value of a metric of the projection `tallies`, over all its labels.
 fn metric(projector: &Projector, name: &str) -> f64 {
@@ -76,15 +76,13 @@ async fn a_backlog_is_folded_ahead_and_applied_once() {
         let world = World::start().await;
         let mut config = world.config();
         config.apply.batch_events_max = events_max;
+        config.database.statement_timeout = Period::from_secs(3600);
         let projector = world.try_projector(config, domain()).await.unwrap();
         world.stored(world.add("t-0", 0).await).await;
-        // Something is always there when the next one is written.
-        let mut lock = world.pool.begin().await.unwrap();
-        let table = "lock table tallies_v1_state in access exclusive mode";
-        sqlx::query(table).execute(&mut *lock).await.unwrap();
+        // Something is always there when the next one is written, however long that takes to be there.
+        let lock = world.hold("lock table tallies_v1_state").await;
         let last = backlog(&world, rounds).await;
-        let waiting = "select count(*) from pg_locks where relation is not null and not granted";
-        eventually("a batch waits", async || world.count(waiting).await > 0).await;
+        eventually("a batch waits", async || world.count(WAITING).await > 0).await;
         lock.rollback().await.unwrap();
         world.stored(last).await;
         let count = i64::try_from(rounds).unwrap();
@@ -143,9 +141,7 @@ async fn a_projection_that_is_stuck_does_not_hold_up_another() {
     config.database.statement_timeout = Period::from_secs(3600);
     let projector = world.try_projector(config, domain_with_totals()).await.unwrap();
     world.stored(world.add("a", 1).await).await;
-    let mut lock = world.pool.begin().await.unwrap();
-    let states = "lock table tallies_v1_state in access exclusive mode";
-    sqlx::query(states).execute(&mut *lock).await.unwrap();
+    let lock = world.hold("lock table tallies_v1_state").await;
     let before = world.lowest_checkpoint().await;
     let last = backlog(&world, 5).await;
     let totals = "select min(position) from checkpoint where projection = 'totals'";

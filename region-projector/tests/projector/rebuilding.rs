@@ -203,16 +203,15 @@ impl World {
     }
 
     /// Has a rebuild come to where `statement` keeps it from going on, and kills it there.
-    async fn killed_at(&self, statement: &'static str) {
-        let mut blocking = self.pool.begin().await.unwrap();
-        sqlx::query(statement).execute(&mut *blocking).await.unwrap();
+    async fn killed_at(&self, statement: &str) {
+        let blocking = self.hold(statement).await;
         let child = self.rebuilding();
         // Long enough that it is this lock and no other that is about to be given back.
         let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
                      and application_name = 'region-projector-rebuild'
                      and datname = current_database()
                      and clock_timestamp() - query_start > interval '500 milliseconds'";
-        eventually(statement, async || 0 < self.count(waits).await).await;
+        eventually("it waits", async || 0 < self.count(waits).await).await;
         child.kill().await;
         blocking.rollback().await.unwrap();
         // The server notices that its client is gone when it has something to say to it.
@@ -234,7 +233,7 @@ async fn a_rebuild_that_is_killed_in_any_phase_goes_on_where_it_was() {
                   and position > 0";
     // A first one is killed before it has made anything but its tables, or even those: it may wait behind the
     // projector, which waits as well.
-    world.killed_at("lock table dead_letter, parked in access exclusive mode").await;
+    world.killed_at("lock table dead_letter, parked").await;
     assert_eq!(world.one::<i64>(stored).await, 0);
     // All partitions but one have stored what they folded.
     world.killed_at("select from checkpoint where version = 2 and partition = 3 for update").await;
@@ -260,9 +259,7 @@ async fn two_rebuilds_of_one_projection_do_not_run_at_once() {
     let world = World::start().await;
     let projector = world.projector(orders::domain().unwrap()).await;
     world.orders_stored(world.place(20).await).await;
-    let mut blocking = world.pool.begin().await.unwrap();
-    let lock = "lock table rebuild_range in exclusive mode";
-    sqlx::query(lock).execute(&mut *blocking).await.unwrap();
+    let blocking = world.hold("lock table rebuild_range in exclusive mode").await;
     let first = world.rebuilding();
     let building = "select count(*) from rebuild where phase = 'filling'";
     eventually("the first is at work", async || world.count(building).await == 1).await;

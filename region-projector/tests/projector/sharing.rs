@@ -2,10 +2,9 @@
 
 use compose::process::Signal;
 use consistency::{PartitionCount, Position};
-use sqlx::AssertSqlSafe;
 
 use crate::processes::{PLACED, Process};
-use crate::world::{World, eventually};
+use crate::world::{WAITING, World, eventually};
 
 /// Longer than any test waits: what happens before is not by expiry.
 const FOR_EVER_S: u32 = 600;
@@ -106,15 +105,12 @@ async fn counts(process: &Process, outcome: &[&str], count: f64) {
 
 /// Stops the process as soon as it waits for a table, which is free then.
 async fn freeze_at(world: &World, a: &Process, table: &str, event: impl AsyncFnOnce()) {
-    let mut lock = world.pool.begin().await.unwrap();
-    let statement = format!("lock table {table} in access exclusive mode");
-    sqlx::query(AssertSqlSafe(statement)).execute(&mut *lock).await.unwrap();
+    let lock = world.hold(format!("lock table {table}")).await;
     event().await;
-    let waiting = "select count(*) from pg_locks where relation is not null and not granted";
-    eventually("it waits for the table", async || world.count(waiting).await > 0).await;
-    a.child.signal(Signal::STOP);
+    eventually("it waits for the table", async || world.count(WAITING).await > 0).await;
+    a.child.freeze().await.unwrap();
     lock.rollback().await.unwrap();
-    eventually("the server has what it was sent", async || world.count(waiting).await == 0).await;
+    eventually("the server has what it was sent", async || world.count(WAITING).await == 0).await;
 }
 
 /// Frozen while the server writes for it: what the server was sent is its own, and no more.

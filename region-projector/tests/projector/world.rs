@@ -15,7 +15,7 @@ use projection::Domain;
 use region_projector::checkpoint::VersionKey;
 use region_projector::config::{ApplyConfig, LogIdentity, PrimaryLogConfig, StreamConfig};
 use region_projector::{Projector, ProjectorConfig, StartError};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,6 +23,10 @@ use uuid::Uuid;
 use crate::log::{CREDENTIAL, TestLog};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Counts those who wait for a table of the database. Other tests have others in the same server.
+pub const WAITING: &str = "
+    select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
+    where datname = current_database() and relation is not null and not granted";
 pub const PRIMARY: &str = "us-east";
 pub const LOG_ID: Uuid = Uuid::from_u128(7);
 pub const STREAM: &str = "EVENTS-1";
@@ -161,6 +165,15 @@ impl World {
         self.client.publish(subject, "".into()).await.unwrap();
         while !subscriber.next().await.unwrap().payload.is_empty() {}
         Announcements { subscriber }
+    }
+
+    /// A transaction that holds what the statement locks for as long as the test takes.
+    pub async fn hold(&self, statement: impl Into<String>) -> Transaction<'static, Postgres> {
+        let mut transaction = self.pool.begin().await.unwrap();
+        let lasting = "set local idle_in_transaction_session_timeout = 0";
+        sqlx::query(lasting).execute(&mut *transaction).await.unwrap();
+        sqlx::query(AssertSqlSafe(statement.into())).execute(&mut *transaction).await.unwrap();
+        transaction
     }
 
     /// Waits until every partition of the first version of `tallies` has stored a position.

@@ -389,7 +389,7 @@ const STATE_PARAMETER_COUNT: usize = 8;
 fn states_written(table: &str) -> String {
     format!(
         r#"given as (
-            select * from unnest(
+            select given.* from unnest(
                 $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::integer[],
                 $6::bigint[], $7::bigint[], $8::text[]
             ) as given (
@@ -452,15 +452,10 @@ fn renumbered(statement: &str, taken: usize) -> (String, usize) {
     })
 }
 
-/// The statement, all of whose parameters are arrays, with none of their elements unless the checkpoint was
-/// moved.
+/// The statement, each part of which writes what it is given in arrays, with nothing given unless the checkpoint
+/// was moved. To join with that costs a third less than to ask it of each array.
 fn only_if_moved(statement: &str) -> String {
-    let mut parts = statement.split('$');
-    let before = parts.next().unwrap_or_default().to_owned();
-    parts.fold(before, |text, part| {
-        let (array, rest) = part.split_once("[]").expect("a parameter is an array");
-        format!("{text}case when (select true from moved) then ${array}[] end{rest}")
-    })
+    statement.replace(" unnest(", " moved, unnest(")
 }
 
 fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
@@ -473,7 +468,12 @@ fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
 }
 
 fn delete_rows(table: &str) -> Arc<str> {
-    format!(r#"delete from "{table}" where aggregate_id = any($1::text[])"#).into()
+    format!(
+        r#"delete from "{table}" as held
+        using unnest($1::text[]) as gone (aggregate_id)
+        where held.aggregate_id = gone.aggregate_id"#
+    )
+    .into()
 }
 
 fn upsert_rows(table: &str) -> Arc<str> {

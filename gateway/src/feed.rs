@@ -123,14 +123,18 @@ fn hear(gateway: &Gateway, seal: &AnnouncementSeal, hint: &async_nats::Message) 
         tracing::warn!("hint passed over: it is not sealed with the regions' credential");
         return;
     }
-    match serde_json::from_slice::<Announcement>(&hint.payload) {
-        Ok(said) if said.region == gateway.config.region.as_str() => {
-            // Before anybody is woken: who reads then must not meet a row that was changed.
-            gateway.memory.hear(&said);
-            gateway.currency.heard(&said, Instant::now());
+    let steps = match serde_json::from_slice::<Vec<Announcement>>(&hint.payload) {
+        Ok(steps) => steps,
+        Err(error) => return tracing::warn!(%error, "hint not understood"),
+    };
+    for said in steps {
+        if said.region != gateway.config.region.as_str() {
+            tracing::debug!(region = said.region, "hint of another region passed over");
+            continue;
         }
-        Ok(said) => tracing::debug!(region = said.region, "hint of another region passed over"),
-        Err(error) => tracing::warn!(%error, "hint not understood"),
+        // Before anybody is woken: who reads then must not meet a row that was changed.
+        gateway.memory.hear(&said);
+        gateway.currency.heard(&said, Instant::now());
     }
 }
 

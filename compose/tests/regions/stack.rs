@@ -184,7 +184,8 @@ async fn a_forged_announcement_changes_nothing() {
     assert_local(&settled(&mut europe, &path, PATIENCE).await, 1);
     let genuine = timeout(PATIENCE, announcements.next()).await.unwrap().unwrap();
     let seals = [async_nats::HeaderMap::new(), genuine.headers.clone().unwrap()];
-    let genuine: Value = serde_json::from_slice(&genuine.payload).unwrap();
+    let said: Value = serde_json::from_slice(&genuine.payload).unwrap();
+    let genuine = said[0].clone();
     let stored = genuine["stored"].clone();
 
     stack.proxies.set_enabled(&event_link(EUROPE), false).await.unwrap();
@@ -200,7 +201,7 @@ async fn a_forged_announcement_changes_nothing() {
         {
             (forged["stored"], forged["from"]) = (stored.clone(), json!(from));
             for seal in &seals {
-                let (subject, said) = ("tidemark.eu-west.currency", forged.to_string());
+                let (subject, said) = ("tidemark.eu-west.currency", json!([forged]).to_string());
                 forger.publish_with_headers(subject, seal.clone(), said.into()).await.unwrap();
             }
         }

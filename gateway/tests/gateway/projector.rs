@@ -109,7 +109,7 @@ impl Projector {
                 keys: None,
             };
             let subject = format!("tidemark.{}.currency", self.region);
-            let payload = serde_json::to_vec(&said).unwrap();
+            let payload = serde_json::to_vec(&[&said]).unwrap();
             let mut headers = async_nats::HeaderMap::new();
             let seal = AnnouncementSeal::new(crate::world::CREDENTIAL.as_bytes());
             headers.insert(SEAL_HEADER, seal.seal(&payload));

@@ -121,6 +121,8 @@ async fn an_idle_partition_advances_by_reading_and_stores_it_once_an_interval_on
         let said = announcements.find(|said| said.partition == idle && said.to == last).await;
         assert_eq!((said.keys, said.stored), (Some(vec![]), first), "said at once, not stored");
     }
+    let (messages, steps) = (announcements.message_count, announcements.step_count);
+    assert!(messages < steps, "{messages} messages for {steps} steps");
     assert_eq!(world.lowest_checkpoint().await, Some(first));
     eventually("every partition has read everything", async || {
         let lags = projector.status().lags(region_projector::status::now());

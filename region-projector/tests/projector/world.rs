@@ -1,5 +1,6 @@
 //! A region of its own for each test: a NATS server, a Postgres cluster, a log, a projector.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
@@ -164,7 +165,7 @@ impl World {
         // What comes back shows that the server has the subscription. A flush would not.
         self.client.publish(subject, "".into()).await.unwrap();
         while !subscriber.next().await.unwrap().payload.is_empty() {}
-        Announcements { subscriber }
+        Announcements { subscriber, unheard: VecDeque::new(), message_count: 0, step_count: 0 }
     }
 
     /// A transaction that holds what the statement locks for as long as the test takes.
@@ -255,6 +256,11 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 /// What the projector tells the gateways.
 pub struct Announcements {
     subscriber: Subscriber,
+    unheard: VecDeque<Announcement>,
+    /// Of those that were looked at.
+    pub message_count: usize,
+    /// In them.
+    pub step_count: usize,
 }
 
 impl Announcements {
@@ -262,12 +268,17 @@ impl Announcements {
     pub async fn find(&mut self, mut fits: impl FnMut(&Announcement) -> bool) -> Announcement {
         let found = timeout(DEADLINE, async {
             loop {
-                let message = self.subscriber.next().await.expect("the subscription stands");
-                let announcement: Announcement = serde_json::from_slice(&message.payload).unwrap();
-                assert!(announcement.is_coherent(), "{announcement:?}");
-                if fits(&announcement) {
-                    return announcement;
+                while let Some(announcement) = self.unheard.pop_front() {
+                    assert!(announcement.is_coherent(), "{announcement:?}");
+                    if fits(&announcement) {
+                        return announcement;
+                    }
                 }
+                let message = self.subscriber.next().await.expect("the subscription stands");
+                let said: Vec<Announcement> = serde_json::from_slice(&message.payload).unwrap();
+                self.message_count += 1;
+                self.step_count += said.len();
+                self.unheard.extend(said);
             }
         });
         found.await.expect("announced in time")

@@ -22,6 +22,7 @@ use crate::{
     forward::{self, Fallback},
     gateway::{Gateway, Role},
     memory::{Kept, Source},
+    problem,
     prospects::{self, Prospects},
     read_models::{Ask, Snapshot},
     request::{Call, PREFERENCE_APPLIED, Wish},
@@ -52,27 +53,10 @@ pub async fn view(gateway: &Gateway, call: &Call, view: &str, key: &str) -> Resu
         alone: false,
         cache: CacheStatus::Bypass,
     };
-    if read.target.is_on_demand {
-        let mut answer = Box::pin(read.on_demand()).await?;
-        answer.timing = read.timing;
-        return Ok(answer);
-    }
-    let mut answer = match read.remembered() {
-        Some(answer) => answer,
-        // Boxed: the rest is large, and most requests wait in it.
-        None => Box::pin(read.run()).await?,
-    };
-    if let Scope::Row(_) = read.target.scope {
-        answer.headers.insert(CACHE_STATUS, read.cache.header());
-    }
-    if let Some(said) = &answer.said {
-        gateway.instruments.decided(said.outcome);
-    }
-    answer.timing = read.timing;
-    if !read.wish.applied.is_empty() {
-        answer = answer.with_header(PREFERENCE_APPLIED, &read.wish.applied.to_string());
-    }
-    Ok(answer)
+    let answered = read.answer().await;
+    // Also a refusal says where its time went.
+    let refused = |error| problem::answer(&error, &gateway.config.region, &call.id);
+    Ok(Answer { timing: read.timing, ..answered.unwrap_or_else(refused) })
 }
 
 /// A read under way.
@@ -119,6 +103,27 @@ impl Facts {
 }
 
 impl Read<'_> {
+    async fn answer(&mut self) -> Result<Answer, Error> {
+        // Boxed: the rest is large, and most requests wait in it.
+        if self.target.is_on_demand {
+            return Box::pin(self.on_demand()).await;
+        }
+        let mut answer = match self.remembered() {
+            Some(answer) => answer,
+            None => Box::pin(self.run()).await?,
+        };
+        if let Scope::Row(_) = self.target.scope {
+            answer.headers.insert(CACHE_STATUS, self.cache.header());
+        }
+        if let Some(said) = &answer.said {
+            self.gateway.instruments.decided(said.outcome);
+        }
+        if !self.wish.applied.is_empty() {
+            answer = answer.with_header(PREFERENCE_APPLIED, &self.wish.applied.to_string());
+        }
+        Ok(answer)
+    }
+
     /// A row that is kept and may be served at once.
     fn remembered(&mut self) -> Option<Answer> {
         let facts = self.recall()?;

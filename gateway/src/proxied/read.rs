@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     forward::Fallback,
     gateway::{Gateway, Role},
-    pending,
+    pending, problem,
     prospects::{self, Prospects},
     request::{Call, PREFERENCE_APPLIED, Wish},
     status::{Outcome, Said, Timing},
@@ -47,19 +47,10 @@ pub async fn answer(gateway: &Gateway, route: &Route, call: &Call) -> Result<Ans
         alone: false,
         failure: None,
     };
-    let facts = read.remembered();
-    if facts.verdict == Verdict::Behind {
-        gateway.currency.asked(&route.projection, Partitions::All, read.demand.at());
-    }
-    let mut answer = read.run(facts).await?;
-    if let Some(said) = &answer.said {
-        gateway.instruments.decided(said.outcome);
-    }
-    answer.timing = read.timing;
-    if !read.wish.applied.is_empty() {
-        answer = answer.with_header(PREFERENCE_APPLIED, &read.wish.applied.to_string());
-    }
-    Ok(answer)
+    let answered = read.answer().await;
+    // Also a refusal says where its time went.
+    let refused = |error| problem::answer(&error, &gateway.config.region, &call.id);
+    Ok(Answer { timing: read.timing, ..answered.unwrap_or_else(refused) })
 }
 
 /// A read under way.
@@ -88,6 +79,22 @@ struct Facts {
 }
 
 impl Read<'_> {
+    async fn answer(&mut self) -> Result<Answer, Error> {
+        let facts = self.remembered();
+        if facts.verdict == Verdict::Behind {
+            let projection = &self.route.projection;
+            self.gateway.currency.asked(projection, Partitions::All, self.demand.at());
+        }
+        let mut answer = self.run(facts).await?;
+        if let Some(said) = &answer.said {
+            self.gateway.instruments.decided(said.outcome);
+        }
+        if !self.wish.applied.is_empty() {
+            answer = answer.with_header(PREFERENCE_APPLIED, &self.wish.applied.to_string());
+        }
+        Ok(answer)
+    }
+
     async fn run(&mut self, mut facts: Facts) -> Result<Answer, Error> {
         loop {
             let behind = (facts.verdict == Verdict::Behind).then(|| self.prospects());

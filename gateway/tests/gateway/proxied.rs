@@ -39,6 +39,7 @@ async fn a_read_is_held_to_its_token_before_the_service_is_asked_and_after_it_an
     for (policy, came_to) in cases {
         let read = shops.world.region.read(ITEMS, &token, policy).await;
         assert_eq!(read.came_to(), came_to, "{policy}: {read:?}");
+        assert!(read.header("server-timing").contains("wait;dur="), "{policy}: {read:?}");
     }
     shops.primary.stands_at(head);
     shops.world.catch_up_primary().await;

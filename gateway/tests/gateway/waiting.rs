@@ -112,7 +112,9 @@ async fn a_gateway_that_ends_keeps_nobody_waiting() {
     world.region.waiters(1).await;
     let World { region, primary: _primary, .. } = world;
     assert!(region.end().await, "nothing was cut off");
-    assert_eq!(waiting.await.unwrap().came_to(), (503, "replication-pending"));
+    let refused = waiting.await.unwrap();
+    assert_eq!(refused.came_to(), (503, "replication-pending"));
+    assert!(refused.header("server-timing").starts_with("wait;dur="), "{refused:?}");
 }
 
 /// Many may be released at once, and the database may take its time over all of them.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tempfile::TempDir;
 
+use crate::shop::Shops;
 use crate::world::{self, CREDENTIAL, Gateway, Reply, World, eventually, position};
 
 fn second() -> Epoch {
@@ -322,6 +323,36 @@ async fn a_read_is_judged_in_the_epoch_that_its_rows_are_in() {
             let TokenStatus::Valid(token) = status else { panic!("{status:?}") };
             assert_eq!((token.epoch(), token.claims().len()), (second(), 1), "{path}");
         }
+    }
+}
+
+/// Also of a region: the epoch is heard of while the service behind it reads. The answer's token would count in it.
+#[tokio::test]
+async fn a_read_of_a_service_is_judged_in_the_epoch_that_is_known_when_it_answers() {
+    let shops = Shops::open("").await;
+    let (world, service) = (&shops.world, &shops.region);
+    let kept = note(&world.primary, "kept", "").await.token();
+    let lost = note(&world.primary, "lost", &kept).await.token();
+    for (token, then) in [(&lost, (409, "write-lost")), (&kept, (200, "stale"))] {
+        let epoch = epoch_of(&world.region).await.as_u64().unwrap();
+        service.stands_at(1);
+        let (held, asked) = (service.state.held.write().await, service.asked());
+        let request = world.region.request(Method::GET, "/shop/items");
+        let request = request.header("consistency-token", token);
+        let reading = Reply::of(request.header("consistency-policy", "eventual"));
+        let reading = tokio::spawn(reading);
+        eventually("the service is asked", async || asked < service.asked()).await;
+        cut_log_back_to(world, 1).await;
+        open_behind_their_back(world, 1, Above::Refuse).await;
+        eventually("the region has heard of it", async || {
+            epoch_of(&world.region).await.as_u64() == Some(epoch + 1)
+        })
+        .await;
+        drop(held);
+        let read = reading.await.unwrap();
+        assert_eq!(read.came_to(), (503, "primary-unreachable"), "{read:?}");
+        let read = world.region.read("/shop/items", token, "eventual").await;
+        assert_eq!(read.came_to(), then, "{read:?}");
     }
 }
 

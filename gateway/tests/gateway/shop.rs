@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody}
 use hyper::body::{Frame, Incoming};
 use process::server::{ServerLimits, serve};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::World;
@@ -36,6 +36,8 @@ pub struct State {
     pub asked: AtomicUsize,
     /// What the last request said.
     pub heard: Mutex<HeaderMap>,
+    /// Whoever holds it for writing keeps its answers back.
+    pub held: RwLock<()>,
 }
 
 impl Shop {
@@ -48,6 +50,7 @@ impl Shop {
             gateway: OnceLock::new(),
             asked: AtomicUsize::new(0),
             heard: Mutex::default(),
+            held: RwLock::default(),
         });
         let stop = CancellationToken::new();
         let answering = Arc::clone(&state);
@@ -84,6 +87,7 @@ impl Drop for Shop {
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
     state.asked.fetch_add(1, Ordering::Relaxed);
     *state.heard.lock().unwrap() = request.headers().clone();
+    let _free = state.held.read().await;
     let mut answer = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/shop/items") | (&Method::POST, "/shop/search") => {
             json(StatusCode::OK, json!({"region": state.region}))

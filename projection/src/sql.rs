@@ -219,16 +219,15 @@ impl Statements {
             }
         }
         let quoted: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
-        let written = written(&state_table, &statements);
         Self {
             create,
             drop: format!("drop table if exists {}", quoted.join(", ")).into(),
             load_states: load_states(&state_table),
             write_states: write_states(&state_table),
-            write: format!("with {written} {WRITTEN}").into(),
+            write: format!("with {} {WRITTEN}", written(&state_table, &statements)).into(),
             open: open(&naming, &state_table),
             look: format!("select true as moved, {}", asked(&naming, &state_table, 1)).into(),
-            apply: apply(&naming, &written),
+            apply: apply(&naming, &state_table, &statements),
             views: statements,
             tables,
             indexes,
@@ -324,7 +323,7 @@ fn open(naming: &Naming<'_>, state_table: &str) -> Arc<str> {
 
 /// What was written was planned by what an earlier snapshot showed. Nobody has changed it since, by the same
 /// rule, and the versions of the states say so once more.
-fn apply(naming: &Naming<'_>, written: &str) -> Arc<str> {
+fn apply(naming: &Naming<'_>, state_table: &str, views: &[ViewStatements]) -> Arc<str> {
     const TAKEN: usize = 8;
     let Naming { projection, version, aggregate_type } = naming;
     let unless_parked = format!(
@@ -334,8 +333,10 @@ fn apply(naming: &Naming<'_>, written: &str) -> Arc<str> {
                 and parked.aggregate_id = any($8::text[]))"
     );
     let moved = moved(naming, &unless_parked);
-    let (written, _) = renumbered(written, TAKEN);
-    let (if_moved, ids) = (only_if_moved(&written), TAKEN + 1);
+    let (written, _) = renumbered(&written(state_table, views), TAKEN);
+    // That of the states, and those of the views.
+    let part_count = 1 + views.iter().flat_map(ViewStatements::writing).count();
+    let (if_moved, ids) = (only_if_moved(&written, part_count), TAKEN + 1);
     format!(
         "with {moved}, {if_moved}
         select case when not exists (select from moved) then false
@@ -385,7 +386,9 @@ const WRITTEN: &str =
 /// How many parameters [`states_written`] takes.
 const STATE_PARAMETER_COUNT: usize = 8;
 
-/// Demands the previous version rather than a smaller one, which would hide a gap.
+/// Demands the previous version rather than a smaller one, which would hide a gap. The states are looked up one
+/// by one; the last condition of the update always holds, and has the planner expect few. By a join it may read
+/// the index through for ever, because of how few there were when it planned.
 fn states_written(table: &str) -> String {
     format!(
         r#"given as (
@@ -400,9 +403,14 @@ fn states_written(table: &str) -> String {
             update "{table}" as held
             set version = given.version, epoch = given.epoch, position = given.position,
                 created_position = given.created_position, state = given.state
-            from given
-            where held.aggregate_id = given.aggregate_id
-                and held.version = given.previous_version and given.previous_version > 0
+            from given cross join lateral (
+                select known.ctid as place from "{table}" as known
+                where known.aggregate_id = given.aggregate_id
+                    and known.version = given.previous_version
+                limit 1
+            ) as found
+            where held.ctid = found.place and held.version = given.previous_version
+                and given.previous_version > 0 and given.version > given.previous_version
             returning 1
         ), inserted as (
             insert into "{table}"
@@ -452,10 +460,16 @@ fn renumbered(statement: &str, taken: usize) -> (String, usize) {
     })
 }
 
-/// The statement, each part of which writes what it is given in arrays, with nothing given unless the checkpoint
-/// was moved. To join with that costs a third less than to ask it of each array.
-fn only_if_moved(statement: &str) -> String {
-    statement.replace(" unnest(", " moved, unnest(")
+/// The statement, each of whose parts writes what it is given in arrays, with nothing given unless the
+/// checkpoint was moved. To join with that costs less than to ask it of each array.
+fn only_if_moved(statement: &str, part_count: usize) -> String {
+    const GIVEN: &str = " unnest(";
+    let given_count = statement.matches(GIVEN).count();
+    assert_eq!(
+        given_count, part_count,
+        "a part writes what it is given in another way: {statement}"
+    );
+    statement.replace(GIVEN, &format!(" moved,{GIVEN}"))
 }
 
 fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
@@ -469,9 +483,9 @@ fn row_statements(naming: &Naming<'_>, table: &str) -> ViewStatements {
 
 fn delete_rows(table: &str) -> Arc<str> {
     format!(
-        r#"delete from "{table}" as held
-        using unnest($1::text[]) as gone (aggregate_id)
-        where held.aggregate_id = gone.aggregate_id"#
+        r#"delete from "{table}" where aggregate_id = any(array(
+            select id from unnest($1::text[]) as gone (id)
+        ))"#
     )
     .into()
 }
@@ -489,12 +503,20 @@ fn upsert_rows(table: &str) -> Arc<str> {
 }
 
 fn list_statements(naming: &Naming<'_>, table: &str, state_table: &str) -> ViewStatements {
+    // The items are looked up one by one. A join may read the index through instead, by a plan that was made
+    // when there were few.
     let delete = format!(
-        r#"delete from "{table}" as held
-        using unnest($1::text[], $2::bigint[], $3::text[])
-            as gone (list_key, created_position, aggregate_id)
-        where held.list_key = gone.list_key and held.created_position = gone.created_position
-            and held.aggregate_id = gone.aggregate_id"#
+        r#"delete from "{table}" where ctid = any(array(
+            select found.place from unnest($1::text[], $2::bigint[], $3::text[])
+                as gone (list_key, created_position, aggregate_id)
+            cross join lateral (
+                select held.ctid as place from "{table}" as held
+                where held.list_key = gone.list_key
+                    and held.created_position = gone.created_position
+                    and held.aggregate_id = gone.aggregate_id
+                limit 1
+            ) as found
+        ))"#
     );
     let upsert = format!(
         r#"insert into "{table}" (list_key, created_position, aggregate_id, data)

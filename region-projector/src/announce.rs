@@ -14,11 +14,11 @@ use crate::config::ProjectorConfig;
 use crate::health::chain_of;
 use crate::status::Status;
 
-/// A connection that takes no message for so long takes none.
+/// A connection that takes no message for so long, turns included, takes none.
 const PUBLISH_MAX: Duration = Duration::from_millis(250);
 
-/// A message of a few hundred bytes for each stays far below what a server takes.
-const MESSAGE_STEPS_MAX: usize = 256;
+/// With a few hundred bytes for each, and the keys of one, a message stays far below what a server takes.
+const MESSAGE_STEPS_MAX: usize = 64;
 
 /// Where a region's announcements go.
 pub fn currency_subject(region: &str) -> String {
@@ -115,7 +115,7 @@ impl Announcer {
         }
     }
 
-    /// Once those have run who have something to say by now.
+    /// As soon as those had a chance to say theirs who were told of the same event.
     fn say_soon(&self, step: Announcement) {
         let mut unsaid = self.0.unsaid.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = unsaid.0.is_empty();
@@ -138,13 +138,16 @@ impl Shared {
             return;
         }
         match timeout(PUBLISH_MAX, self.say_all(step)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(error = chain_of(&error), "announcement lost"),
-            Err(_) => tracing::debug!("announcement lost, the connection takes nothing"),
+            Ok(()) => {}
+            Err(_) => {
+                // Whoever comes next is to be the first again, who sees to it that all is said.
+                self.take_unsaid();
+                tracing::debug!("announcements lost, the connection takes nothing");
+            }
         }
     }
 
-    async fn say_all(&self, step: Option<Announcement>) -> Result<(), async_nats::PublishError> {
+    async fn say_all(&self, step: Option<Announcement>) {
         let _turn = self.turn.lock().await;
         let mut steps: Vec<Announcement> = self.take_unsaid().0.into_values().collect();
         steps.extend(step);
@@ -153,9 +156,11 @@ impl Shared {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(SEAL_HEADER, self.seal.seal(&text));
             let subject = self.subject.clone();
-            self.client.publish_with_headers(subject, headers, text.into()).await?;
+            let published = self.client.publish_with_headers(subject, headers, text.into());
+            if let Err(error) = published.await {
+                tracing::debug!(error = chain_of(&error), "announcements lost");
+            }
         }
-        Ok(())
     }
 
     fn take_unsaid(&self) -> Unsaid {
@@ -165,7 +170,9 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use compose::nats::{Server, User};
     use consistency::Epoch;
+    use futures::StreamExt as _;
 
     use super::*;
 
@@ -195,6 +202,38 @@ mod tests {
     #[test]
     fn steps_of_a_partition_that_follow_each_other_are_one() {
         assert_eq!(all([step(0, 3, 5), step(1, 3, 5), step(0, 5, 9)]), [(0, 3, 9), (1, 3, 5)]);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_said_in_time_keeps_nothing_later_from_being_said() {
+        let server = Server::start_single().await.unwrap();
+        let (name, password) = server.credentials(User::Operator);
+        let options = async_nats::ConnectOptions::with_user_and_password(name, password);
+        let client = options.connect(server.url()).await.unwrap();
+        let mut heard = client.subscribe("said").await.unwrap();
+        let announcer = Announcer(Arc::new(Shared {
+            client,
+            region: "eu-west".to_owned(),
+            subject: "said".to_owned(),
+            keys_max: 1,
+            seal: AnnouncementSeal::new(b"a credential of the regions"),
+            status: Status::default(),
+            unsaid: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }));
+        let turn = announcer.0.turn.lock().await;
+        announcer.say_soon(step(0, 3, 5));
+        let given_up = async {
+            while 1 < Arc::strong_count(&announcer.0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), given_up).await.unwrap();
+        drop(turn);
+        announcer.say_soon(step(1, 3, 5));
+        let said = timeout(Duration::from_secs(30), heard.next()).await.unwrap().unwrap();
+        let said: Vec<Announcement> = serde_json::from_slice(&said.payload).unwrap();
+        assert_eq!(said, [step(1, 3, 5)]);
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl Running {
         }
     }
 
-    /// Reading past `through` without an event of ours proves it: said at once, stored in a while.
+    /// Reading past `through` without an event of ours proves it: said soon, stored in a while.
     async fn read_past(&mut self, batch: &Batch) {
         let from = self.watermark;
         let Batch { through, committed_at, .. } = *batch;

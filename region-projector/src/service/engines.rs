@@ -158,3 +158,104 @@ pub(super) fn instance(version: &Version, domain: &Domain) -> Option<ProjectionD
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use compose::postgres::Cluster;
+    use projection::{ProjectionDefinition, ViewKind};
+    use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+    use super::*;
+
+    /// Makes the tables, with so many rows in those that rows are looked up in.
+    async fn fill(connection: &mut PgConnection, definition: &ProjectionDefinition, rows: u32) {
+        let statements = definition.statements();
+        connection.execute(AssertSqlSafe(&*statements.drop)).await.unwrap();
+        for create in &statements.create {
+            connection.execute(AssertSqlSafe(&**create)).await.unwrap();
+        }
+        let kinds = definition.views().iter().map(|view| match view.kind() {
+            ViewKind::Row | ViewKind::Search(_) => {
+                Some(("aggregate_id, version, epoch, position, data", "n, 1, 1, 1, '{}'"))
+            }
+            ViewKind::List => {
+                Some(("list_key, created_position, aggregate_id, data", "n, n, n, '{}'"))
+            }
+            ViewKind::Rollup => None,
+        });
+        let state = (
+            "aggregate_id, partition, version, epoch, position, created_position",
+            "n, 0, 1, 1, 1, 1",
+        );
+        for (table, kind) in statements.tables().zip(std::iter::once(Some(state)).chain(kinds)) {
+            let Some((columns, values)) = kind else { continue };
+            let insert = format!(
+                r#"insert into "{table}" ({columns}) select {values} from generate_series(1, {rows}) as n"#
+            );
+            connection.execute(AssertSqlSafe(insert)).await.unwrap();
+            let analyze = format!(r#"vacuum analyze "{table}""#);
+            connection.execute(AssertSqlSafe(analyze)).await.unwrap();
+        }
+    }
+
+    /// How a statement is run by a plan that is made now.
+    async fn plan(connection: &mut PgConnection, statement: &str) -> Vec<String> {
+        let parameters = (1..).take_while(|n| statement.contains(&format!("${n}::")));
+        let nothing = vec!["null"; parameters.count()].join(", ");
+        let prepare = format!("prepare batch as {statement}");
+        connection.execute(AssertSqlSafe(prepare)).await.unwrap();
+        let explain = AssertSqlSafe(format!("explain execute batch({nothing})"));
+        let lines = sqlx::query_scalar(explain).fetch_all(&mut *connection).await.unwrap();
+        connection.execute("deallocate batch").await.unwrap();
+        lines
+    }
+
+    /// The plan is kept, and the tables may be a million times as large when it is used.
+    #[tokio::test]
+    async fn a_batch_finds_its_rows_by_their_keys_however_few_there_were_when_it_was_planned() {
+        let cluster = Cluster::shared().await.unwrap();
+        let url = cluster.create_database("tidemark_region").await.unwrap();
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::migrate!("../migrations/region").run(&mut connection).await.unwrap();
+        for (name, value) in APPLYING {
+            let set = AssertSqlSafe(format!("set {name} = {value}"));
+            connection.execute(set).await.unwrap();
+        }
+        for definition in orders::domain().unwrap().stored() {
+            for rows in [0, 1, 2, 5, 100] {
+                fill(&mut connection, definition, rows).await;
+                for statement in [&definition.statements().apply, &definition.statements().write] {
+                    let plan = plan(&mut connection, statement).await;
+                    let text = plan.join("\n");
+                    assert!(!text.contains("Seq Scan"), "{rows} rows:\n{text}");
+                    let scans = plan.windows(2).filter(|lines| {
+                        lines[0].contains("Index Scan") || lines[0].contains("Index Only Scan")
+                    });
+                    for scan in scans {
+                        assert!(scan[1].contains("Index Cond"), "{rows} rows:\n{text}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Also what adds to the rows of a rollup, and whatever else a projection may have.
+    #[tokio::test]
+    async fn every_part_of_a_batch_depends_on_the_checkpoint_that_it_moves() {
+        let cluster = Cluster::shared().await.unwrap();
+        let url = cluster.create_database("tidemark_region").await.unwrap();
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::migrate!("../migrations/region").run(&mut connection).await.unwrap();
+        for definition in orders::domain().unwrap().stored() {
+            fill(&mut connection, definition, 1).await;
+            let text = plan(&mut connection, &definition.statements().apply).await.join("\n");
+            let parts: Vec<&str> = text.split("CTE part_").skip(1).collect();
+            assert!(!parts.is_empty(), "{text}");
+            assert!(text.contains("CTE given"), "{text}");
+            for part in parts {
+                let mut own = part.lines().skip(1).take_while(|line| line.starts_with("    "));
+                assert!(own.any(|line| line.contains("CTE Scan on moved")), "{part}\nof\n{text}");
+            }
+        }
+    }
+}

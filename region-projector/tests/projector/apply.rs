@@ -119,7 +119,7 @@ async fn an_idle_partition_advances_by_reading_and_stores_it_once_an_interval_on
     for _ in 0..50 {
         last = world.add("a", 1).await;
         let said = announcements.find(|said| said.partition == idle && said.to == last).await;
-        assert_eq!((said.keys, said.stored), (Some(vec![]), first), "said at once, not stored");
+        assert_eq!((said.keys, said.stored), (Some(vec![]), first), "said, and not stored");
     }
     let (messages, steps) = (announcements.message_count, announcements.step_count);
     assert!(messages < steps, "{messages} messages for {steps} steps");

@@ -360,7 +360,7 @@ fn moved(Naming { projection, version, .. }: &Naming<'_>, condition: &str) -> St
     )
 }
 
-/// What is known of the aggregates whose ids are in a parameter.
+/// What is known of the aggregates whose ids are in a parameter, looked up one by one as in [`states_written`].
 fn asked(naming: &Naming<'_>, state_table: &str, ids: usize) -> String {
     let Naming { projection, version, aggregate_type } = naming;
     format!(
@@ -371,7 +371,11 @@ fn asked(naming: &Naming<'_>, state_table: &str, ids: usize) -> String {
                     and parked.aggregate_id = asked.id) as is_parked,
             state.version, state.epoch, state.position, state.created_position, state.state
         from unnest(${ids}::text[]) as asked (id)
-        left join "{state_table}" as state on state.aggregate_id = asked.id"#
+        left join lateral (
+            select held.version, held.epoch, held.position, held.created_position, held.state
+            from "{state_table}" as held where held.aggregate_id = asked.id
+            limit 1
+        ) as state on true"#
     )
 }
 

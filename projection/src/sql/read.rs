@@ -369,7 +369,8 @@ pub(super) fn search(naming: &Naming<'_>, table: &str, state_table: &str) -> Str
     self::page(naming, &page, state_table, "$8")
 }
 
-/// Items of `page`, a query of created position, aggregate id and data.
+/// Items of `page`, a query of created position, aggregate id and data. Their versions are looked up one by one:
+/// a join may read all states, by a plan that was made when there were few.
 fn page(naming: &Naming<'_>, page: &str, state_table: &str, parked_limit: &str) -> String {
     let (snapshot, sources) = snapshot(naming, parked_limit);
     let page_order = "order by page.created_position, page.aggregate_id";
@@ -391,7 +392,11 @@ fn page(naming: &Naming<'_>, page: &str, state_table: &str, parked_limit: &str) 
             from (
                 {page}
             ) as page
-            join "{state_table}" as state on state.aggregate_id = page.aggregate_id
+            cross join lateral (
+                select held.version, held.epoch, held.position from "{state_table}" as held
+                where held.aggregate_id = page.aggregate_id
+                limit 1
+            ) as state
         ) as items"#
     )
 }

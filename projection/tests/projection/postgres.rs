@@ -649,3 +649,32 @@ async fn a_position_of_a_newer_epoch_wins_whatever_its_number() {
     let row: LogPosition = read_row(pool, &definition, "n-1").await.row.unwrap().at;
     assert_eq!(row, epoch_at(2, 4));
 }
+
+/// With a plan that is kept, as a server makes it for a statement that was run a few times.
+#[tokio::test]
+async fn a_page_looks_the_versions_of_its_items_up_however_few_there_were_when_it_was_planned() {
+    let definition = notes();
+    let Database { pool, _cluster } = &database(&definition).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let state = definition.statements().tables().next().unwrap().to_owned();
+    for statement in [
+        "set plan_cache_mode = force_generic_plan; set enable_seqscan = off".to_owned(),
+        format!(
+            "insert into {state} (aggregate_id, partition, version, epoch, position, created_position)
+             values ('n-1', 0, 1, 1, 1, 1)"
+        ),
+        format!("vacuum analyze {state}"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await.unwrap();
+    }
+    let ViewStatements::List(ListStatements { read, .. }) = &definition.statements().views[1]
+    else {
+        panic!("it is a list view")
+    };
+    let prepare = AssertSqlSafe(format!("prepare page as {read}"));
+    sqlx::raw_sql(prepare).execute(&mut *connection).await.unwrap();
+    let explain = "explain execute page('ada', 0, '', 10, 10)";
+    let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut *connection).await.unwrap();
+    let found = plan.iter().position(|line| line.contains(&format!(" on {state} "))).unwrap();
+    assert!(plan[found + 1].contains("Index Cond"), "{}", plan.join("\n"));
+}

@@ -162,6 +162,7 @@ pub(super) fn instance(version: &Version, domain: &Domain) -> Option<ProjectionD
 #[cfg(test)]
 mod tests {
     use compose::postgres::Cluster;
+    use projection::sql::Statements;
     use projection::{ProjectionDefinition, ViewKind};
     use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
@@ -224,7 +225,9 @@ mod tests {
         for definition in orders::domain().unwrap().stored() {
             for rows in [0, 1, 2, 5, 100] {
                 fill(&mut connection, definition, rows).await;
-                for statement in [&definition.statements().apply, &definition.statements().write] {
+                let Statements { apply, write, open, look, load_states, .. } =
+                    definition.statements();
+                for statement in [apply, write, open, look, load_states] {
                     let plan = plan(&mut connection, statement).await;
                     let text = plan.join("\n");
                     assert!(!text.contains("Seq Scan"), "{rows} rows:\n{text}");

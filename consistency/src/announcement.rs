@@ -9,8 +9,7 @@ use sha2::Sha256;
 use crate::{Epoch, IdleProof, LogPosition, Name, Position};
 
 /// One step of one partition's watermark. A hint: it may be lost, late or double, and no answer
-/// rests on it alone. A message is a list of them, those of one
-/// partition in their order.
+/// rests on it alone. A message is a list of them, those of one partition in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Announcement {

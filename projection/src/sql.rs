@@ -219,15 +219,16 @@ impl Statements {
             }
         }
         let quoted: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
+        let written = written(&state_table, &statements);
         Self {
             create,
             drop: format!("drop table if exists {}", quoted.join(", ")).into(),
             load_states: load_states(&state_table),
             write_states: write_states(&state_table),
-            write: format!("with {} {WRITTEN}", written(&state_table, &statements)).into(),
+            write: format!("with {written} {WRITTEN}").into(),
             open: open(&naming, &state_table),
             look: format!("select true as moved, {}", asked(&naming, &state_table, 1)).into(),
-            apply: apply(&naming, &state_table, &statements),
+            apply: apply(&naming, &written, &statements),
             views: statements,
             tables,
             indexes,
@@ -323,7 +324,7 @@ fn open(naming: &Naming<'_>, state_table: &str) -> Arc<str> {
 
 /// What was written was planned by what an earlier snapshot showed. Nobody has changed it since, by the same
 /// rule, and the versions of the states say so once more.
-fn apply(naming: &Naming<'_>, state_table: &str, views: &[ViewStatements]) -> Arc<str> {
+fn apply(naming: &Naming<'_>, written: &str, views: &[ViewStatements]) -> Arc<str> {
     const TAKEN: usize = 8;
     let Naming { projection, version, aggregate_type } = naming;
     let unless_parked = format!(
@@ -333,7 +334,7 @@ fn apply(naming: &Naming<'_>, state_table: &str, views: &[ViewStatements]) -> Ar
                 and parked.aggregate_id = any($8::text[]))"
     );
     let moved = moved(naming, &unless_parked);
-    let (written, _) = renumbered(&written(state_table, views), TAKEN);
+    let (written, _) = renumbered(written, TAKEN);
     // That of the states, and those of the views.
     let part_count = 1 + views.iter().flat_map(ViewStatements::writing).count();
     let (if_moved, ids) = (only_if_moved(&written, part_count), TAKEN + 1);

@@ -168,6 +168,15 @@ mod tests {
 
     use super::*;
 
+    /// To a region's database, which ends with its server.
+    async fn region() -> (PgConnection, Cluster) {
+        let cluster = Cluster::shared().await.unwrap();
+        let url = cluster.create_database("tidemark_region").await.unwrap();
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::migrate!("../migrations/region").run(&mut connection).await.unwrap();
+        (connection, cluster)
+    }
+
     /// Makes the tables, with so many rows in those that rows are looked up in.
     async fn fill(connection: &mut PgConnection, definition: &ProjectionDefinition, rows: u32) {
         let statements = definition.statements();
@@ -214,10 +223,7 @@ mod tests {
     /// The plan is kept, and the tables may be a million times as large when it is used.
     #[tokio::test]
     async fn a_batch_finds_its_rows_by_their_keys_however_few_there_were_when_it_was_planned() {
-        let cluster = Cluster::shared().await.unwrap();
-        let url = cluster.create_database("tidemark_region").await.unwrap();
-        let mut connection = PgConnection::connect(&url).await.unwrap();
-        sqlx::migrate!("../migrations/region").run(&mut connection).await.unwrap();
+        let (mut connection, _cluster) = region().await;
         for (name, value) in APPLYING {
             let set = AssertSqlSafe(format!("set {name} = {value}"));
             connection.execute(set).await.unwrap();
@@ -245,10 +251,7 @@ mod tests {
     /// Also what adds to the rows of a rollup, and whatever else a projection may have.
     #[tokio::test]
     async fn every_part_of_a_batch_depends_on_the_checkpoint_that_it_moves() {
-        let cluster = Cluster::shared().await.unwrap();
-        let url = cluster.create_database("tidemark_region").await.unwrap();
-        let mut connection = PgConnection::connect(&url).await.unwrap();
-        sqlx::migrate!("../migrations/region").run(&mut connection).await.unwrap();
+        let (mut connection, _cluster) = region().await;
         for definition in orders::domain().unwrap().stored() {
             fill(&mut connection, definition, 1).await;
             let text = plan(&mut connection, &definition.statements().apply).await.join("\n");

@@ -116,7 +116,9 @@ async fn a_database_that_restarts_between_reads_costs_none_of_them() {
     let reads = join_all((0..8).map(|_| world.region.read(LIST, &token, "wait;ms=1000")));
     let release = async {
         eventually("all wait for the table", async || {
-            let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+            let waiting = "select count(*) from pg_stat_activity
+                where datname = current_database() and wait_event_type = 'Lock'
+                    and backend_type = 'client backend'";
             let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&pool).await.unwrap();
             waiting == 8
         })

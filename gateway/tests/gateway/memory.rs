@@ -162,7 +162,8 @@ async fn a_hundred_reads_at_once_are_a_few_questions() {
 async fn blocked(world: &World) -> i64 {
     sqlx::query_scalar(
         "select count(*) from pg_stat_activity
-         where datname = current_database() and wait_event_type = 'Lock'",
+         where datname = current_database() and wait_event_type = 'Lock'
+             and backend_type = 'client backend'",
     )
     .fetch_one(&world.projector.pool)
     .await

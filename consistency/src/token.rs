@@ -31,6 +31,8 @@ const MAC_BYTES: usize = 16;
 const CLAIM_COUNT_BITS: u8 = 0b0111;
 const CLAIMS_DROPPED_BIT: u8 = 0b1000;
 const KEY_BYTES_MIN: usize = 32;
+/// Of a token with all the claims that fit.
+const TOKEN_BYTES_MAX: usize = HEAD_BYTES + CLAIM_COUNT_MAX * CLAIM_BYTES + MAC_BYTES;
 
 /// One write of the holder: it made `aggregate` have `version`, at `position`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,19 +150,19 @@ impl Token {
         Self { claims_dropped, ..kept }
     }
 
-    fn write(&self, head: [u8; 7]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + CLAIM_COUNT_MAX * CLAIM_BYTES + MAC_BYTES);
-        bytes.extend_from_slice(&head);
+    fn write(&self, head: [u8; 7]) -> Wire {
+        let mut wire = Wire::default();
+        wire.push(&head);
         let dropped = if self.claims_dropped { CLAIMS_DROPPED_BIT } else { 0 };
-        bytes.push(self.claims.len() as u8 | dropped);
-        bytes.extend_from_slice(&self.epoch.get().to_be_bytes());
-        bytes.extend_from_slice(&self.read_position.get().to_be_bytes());
+        wire.push(&[self.claims.len() as u8 | dropped]);
+        wire.push(&self.epoch.get().to_be_bytes());
+        wire.push(&self.read_position.get().to_be_bytes());
         for claim in &self.claims {
-            bytes.extend_from_slice(claim.aggregate.as_bytes());
-            bytes.extend_from_slice(&claim.version.get().to_be_bytes());
-            bytes.extend_from_slice(&claim.position.get().to_be_bytes());
+            wire.push(claim.aggregate.as_bytes());
+            wire.push(&claim.version.get().to_be_bytes());
+            wire.push(&claim.position.get().to_be_bytes());
         }
-        bytes
+        wire
     }
 
     /// Reads what [`Token::write`] wrote, the MAC left off. Run only on bytes that a key vouched for.
@@ -185,6 +187,30 @@ impl Token {
             });
         }
         Some(token)
+    }
+}
+
+/// A token's bytes. Every request opens and seals some, so they stay off the heap.
+struct Wire {
+    bytes: [u8; TOKEN_BYTES_MAX],
+    length: usize,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self { bytes: [0; TOKEN_BYTES_MAX], length: 0 }
+    }
+}
+
+impl Wire {
+    fn push(&mut self, part: &[u8]) {
+        let end = self.length + part.len();
+        self.bytes[self.length..end].copy_from_slice(part);
+        self.length = end;
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 
@@ -326,10 +352,10 @@ impl KeyRing {
         let key = &self.keys[self.signing];
         let [id_high, id_low] = key.id.0.to_be_bytes();
         let [a, b, c, d] = self.tag;
-        let mut bytes = token.write([FORMAT, id_high, id_low, a, b, c, d]);
-        let mac = self.mac(key, &bytes).finalize().into_bytes();
-        bytes.extend_from_slice(&mac[..MAC_BYTES]);
-        URL_SAFE_NO_PAD.encode(bytes)
+        let mut wire = token.write([FORMAT, id_high, id_low, a, b, c, d]);
+        let mac = self.mac(key, wire.as_bytes()).finalize().into_bytes();
+        wire.push(&mac[..MAC_BYTES]);
+        URL_SAFE_NO_PAD.encode(wire.as_bytes())
     }
 
     /// Opens one token.
@@ -357,8 +383,9 @@ impl KeyRing {
     }
 
     fn unseal(&self, text: &str) -> Result<Token, TokenStatus> {
-        let bytes = decoded(text)?;
-        let key_id = key_named_in(&bytes);
+        let wire = decoded(text)?;
+        let bytes = wire.as_bytes();
+        let key_id = key_named_in(bytes);
         if bytes[3..7] != self.tag {
             return Err(TokenStatus::OtherLog);
         }
@@ -375,17 +402,19 @@ impl KeyRing {
 }
 
 /// The bytes of a token of this format that are long enough for its head and its seal.
-fn decoded(text: &str) -> Result<Vec<u8>, TokenStatus> {
+fn decoded(text: &str) -> Result<Wire, TokenStatus> {
     if TOKEN_CHARS_MAX < text.len() {
         return Err(TokenStatus::Malformed);
     }
-    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenStatus::Malformed)?;
-    match bytes.first() {
+    let mut wire = Wire::default();
+    let length = URL_SAFE_NO_PAD.decode_slice(text, &mut wire.bytes);
+    wire.length = length.map_err(|_| TokenStatus::Malformed)?;
+    match wire.as_bytes().first() {
         None => return Err(TokenStatus::Malformed),
         Some(&FORMAT) => {}
         Some(&other) => return Err(TokenStatus::UnknownFormat(other)),
     }
-    if bytes.len() < HEAD_BYTES + MAC_BYTES { Err(TokenStatus::Malformed) } else { Ok(bytes) }
+    if wire.length < HEAD_BYTES + MAC_BYTES { Err(TokenStatus::Malformed) } else { Ok(wire) }
 }
 
 fn key_named_in(bytes: &[u8]) -> KeyId {

@@ -52,8 +52,9 @@ impl Answer {
 
     /// With a body of some type.
     pub fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Self {
-        let answer = Self::empty(status);
-        Self { body: Body::from(body), ..answer }.with_header(header::CONTENT_TYPE, kind)
+        let mut answer = Self { body: Body::from(body), ..Self::empty(status) };
+        answer.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        answer
     }
 
     /// Without a body.

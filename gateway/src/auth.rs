@@ -27,21 +27,33 @@ use crate::{
     hop,
 };
 
-/// What the doors made of a request. Among its extensions, for those behind.
+/// The body of a request in front of the doors, with who sent it.
+#[derive(Debug)]
+pub struct Arrived<B> {
+    /// Who.
+    pub peer: Peer,
+    /// The body.
+    pub body: B,
+}
+
+/// The body of a request behind the doors: nothing else gets to the service.
+#[derive(Debug)]
+pub struct Admitted<B> {
+    /// What the doors made of the request.
+    pub entry: Entry,
+    /// The body.
+    pub body: B,
+}
+
+/// What the doors made of a request.
 #[derive(Debug, Clone)]
 pub struct Entry {
+    /// Who sent it.
+    pub peer: Peer,
     /// It comes from another region or from a projector of ours.
     pub trusted: bool,
     /// Who asks, or why nobody is let in.
     pub caller: Result<Caller, Refusal>,
-}
-
-impl Entry {
-    /// Takes it out of a request. One that came around the doors is nobody's.
-    pub fn take(extensions: &mut http::Extensions) -> Self {
-        let stranger = Self { trusted: false, caller: Err(Refusal::Stranger(Challenge::Region)) };
-        extensions.remove().unwrap_or(stranger)
-    }
 }
 
 /// Why a request is not let in.
@@ -129,32 +141,31 @@ impl Doorkeeper {
 
     /// Decides on one request, unless its token has to be verified. What only regions and the balancer may say
     /// is gone afterwards, unless it was they who said it.
-    fn admit_at_once<B>(&self, request: &mut Request<B>) -> Option<Entry> {
-        let trusted = hop::authenticate(request.headers_mut(), &self.credential);
+    fn admit_at_once(&self, headers: &mut HeaderMap, peer: Peer) -> Option<Entry> {
+        let trusted = hop::authenticate(headers, &self.credential);
         if trusted {
-            return Some(Entry { trusted, caller: Ok(Caller::passed_on(request.headers())) });
+            return Some(Entry { peer, trusted, caller: Ok(Caller::passed_on(headers)) });
         }
-        let peer = request.extensions().get::<Peer>().copied();
         let caller = match &self.callers {
             Callers::Unknown => Ok(Caller::Unknown),
-            Callers::Balancer(balancer) => balancer.caller(request.headers_mut(), peer),
+            Callers::Balancer(balancer) => balancer.caller(headers, peer),
             // Its keys may have to be fetched.
             Callers::Jwt(_) => return None,
         };
-        Some(Entry { trusted, caller })
+        Some(Entry { peer, trusted, caller })
     }
 
     /// Decides on a request that [`Self::admit_at_once`] left open.
-    async fn verified(&self, headers: &HeaderMap) -> Entry {
+    async fn verified(&self, headers: &HeaderMap, peer: Peer) -> Entry {
         let caller = match &self.callers {
             Callers::Jwt(verifier) => verifier.caller(headers).await,
             Callers::Unknown | Callers::Balancer(_) => Err(Refusal::Stranger(Challenge::Region)),
         };
-        Entry { trusted: false, caller }
+        Entry { peer, trusted: false, caller }
     }
 }
 
-/// Puts a [`Doorkeeper`] in front of a service, which finds an [`Entry`] in every request.
+/// Puts a [`Doorkeeper`] in front of a service, whose requests come with an [`Entry`] each.
 #[derive(Debug, Clone)]
 pub struct AuthLayer(pub Arc<Doorkeeper>);
 
@@ -173,9 +184,9 @@ pub struct Auth<S> {
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for Auth<S>
+impl<S, B> Service<Request<Arrived<B>>> for Auth<S>
 where
-    S: Service<Request<B>> + Clone + Send + 'static,
+    S: Service<Request<Admitted<B>>> + Clone + Send + 'static,
     S::Future: Send,
     B: Send + 'static,
 {
@@ -187,19 +198,19 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Some(entry) = self.doorkeeper.admit_at_once(&mut request) {
-            request.extensions_mut().insert(entry);
-            return Either::Left(self.inner.call(request));
+    fn call(&mut self, request: Request<Arrived<B>>) -> Self::Future {
+        let (mut parts, Arrived { peer, body }) = request.into_parts();
+        if let Some(entry) = self.doorkeeper.admit_at_once(&mut parts.headers, peer) {
+            let admitted = Request::from_parts(parts, Admitted { entry, body });
+            return Either::Left(self.inner.call(admitted));
         }
         let doorkeeper = Arc::clone(&self.doorkeeper);
         // The one that is ready goes, its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Either::Right(Box::pin(async move {
-            let entry = doorkeeper.verified(request.headers()).await;
-            request.extensions_mut().insert(entry);
-            inner.call(request).await
+            let entry = doorkeeper.verified(&parts.headers, peer).await;
+            inner.call(Request::from_parts(parts, Admitted { entry, body })).await
         }))
     }
 }

@@ -5,6 +5,7 @@
 //! checkpoints that were read with the rows.
 
 mod board;
+mod head;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,7 +21,7 @@ use tokio::{sync::watch, time::Instant};
 
 pub use board::{Observation, Partitions, Standing};
 
-use self::board::Board;
+use self::{board::Board, head::Head};
 use crate::{
     turns::{Turn, Turns},
     waiters::WaiterKey,
@@ -30,7 +31,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Currency {
     boards: BTreeMap<Name, Mutex<Board>>,
-    head: Mutex<LogPosition>,
+    head: Head,
     waiter_count: AtomicUsize,
     /// How many of them each caller has who is known by a name. Nobody who has none is in it.
     callers: Mutex<HashMap<Arc<str>, usize>>,
@@ -108,7 +109,7 @@ impl Currency {
             projections.into_iter().map(|name| (name, Mutex::new(Board::new(now)))).collect();
         Self {
             boards,
-            head: Mutex::new(LogPosition::ORIGIN),
+            head: Head::new(),
             waiter_count: AtomicUsize::new(0),
             callers: Mutex::default(),
             bounds,
@@ -126,16 +127,12 @@ impl Currency {
 
     /// The largest position that the log is known to have reached.
     pub fn head(&self) -> LogPosition {
-        *self.head.lock().unwrap_or_else(PoisonError::into_inner)
+        self.head.get()
     }
 
     /// Somebody who must know has seen the log at `at`.
     pub fn saw_head(&self, at: LogPosition) {
-        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = *head < at;
-        *head = (*head).max(at);
-        drop(head);
-        if is_news {
+        if self.head.raise(at) {
             self.tell();
         }
     }

@@ -3,22 +3,26 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::Map};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use process::{
     admin::Readiness,
+    server::Peer,
     tls::{ServerTls, TlsError},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tower::{Layer as _, Service, ServiceExt as _, util::option_layer};
-use tower_http::cors::CorsLayer;
+use tower::{
+    Layer as _, Service, ServiceExt as _,
+    util::{Either, Oneshot, option_layer},
+};
+use tower_http::cors::{Cors, CorsLayer};
 
 use crate::{
-    auth::{AuthError, AuthLayer, Doorkeeper},
+    auth::{Admitted, Arrived, Auth, AuthError, AuthLayer, Doorkeeper},
     config::{CorsConfig, GatewayConfig},
-    rate_limit::{Limiter, RateLimitLayer},
+    rate_limit::{Limiter, RateLimit, RateLimitLayer},
 };
 
 /// Why nobody can be let in.
@@ -72,9 +76,9 @@ impl Doors {
     pub fn around<S, B>(
         self,
         service: S,
-    ) -> impl Fn(Request<Incoming>) -> BoxFuture<'static, Response<B>> + Clone
+    ) -> impl Fn(Request<Incoming>, Peer) -> Answering<S, B> + Clone
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Service<Request<Admitted<Incoming>>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + Sync + 'static,
         S::Future: Send,
         B: Default + Send + 'static,
@@ -82,9 +86,22 @@ impl Doors {
         let limited = option_layer(self.limiter.map(RateLimitLayer)).layer(service);
         let known = AuthLayer(self.keeper).layer(limited);
         let all = option_layer(self.cors).layer(known);
-        move |request| {
-            let answered = all.clone().oneshot(request);
-            Box::pin(async move { answered.await.unwrap_or_else(|never| match never {}) })
+        move |request, peer| {
+            let arrived = request.map(|body| Arrived { peer, body });
+            all.clone().oneshot(arrived).map(answer as fn(_) -> _)
         }
     }
+}
+
+/// A service behind its doors.
+type Behind<S> = Either<Cors<Known<S>>, Known<S>>;
+type Known<S> = Auth<Either<RateLimit<S>, S>>;
+/// The answer to one request, on its way.
+type Answering<S, B> = Map<
+    Oneshot<Behind<S>, Request<Arrived<Incoming>>>,
+    fn(Result<Response<B>, Infallible>) -> Response<B>,
+>;
+
+fn answer<B>(answered: Result<Response<B>, Infallible>) -> Response<B> {
+    answered.unwrap_or_else(|never| match never {})
 }

@@ -160,7 +160,7 @@ impl Goal {
                 // One that could not be read is refused, as it is in the header.
                 let absent = matches!(status, TokenStatus::Absent);
                 let presented = Presented { status, by_cookie_only: false, wants_cookie: false };
-                let (token, _) = request::token_of(&presented, &history)?;
+                let (token, _) = request::token_of(presented, &history)?;
                 (!absent).then(|| token.merge(call.token.clone()))
             }
             None if call.headers.contains_key(CONSISTENCY_TOKEN) => Some(call.token.clone()),

@@ -43,7 +43,7 @@ pub async fn read(
     headers.insert(CONSISTENCY_POLICY, HeaderValue::from_static(policy));
     let replied = exchange(gateway, upstream, call, headers).await;
     let reply = replied.map_err(|error| {
-        tracing::debug!(%error, request_id = call.id, "read not forwarded");
+        tracing::debug!(%error, request_id = &*call.id, "read not forwarded");
         Fallback::Failed
     })?;
     if reply.status.is_server_error() || reply.status == StatusCode::MISDIRECTED_REQUEST {
@@ -105,11 +105,9 @@ async fn exchange(
 
 fn outgoing_headers(gateway: &Gateway, call: &Call) -> HeaderMap {
     let mut headers = passed_on(&call.headers);
-    let sealed = HeaderValue::from_str(&gateway.carrier.seal(&call.token));
-    headers.extend(sealed.ok().map(|sealed| (CONSISTENCY_TOKEN, sealed)));
+    headers.insert(CONSISTENCY_TOKEN, gateway.carrier.header(&call.token));
     headers.extend(call.caller.header().map(|name| (hop::CALLER, name)));
-    let id = HeaderValue::from_str(&call.id);
-    headers.extend(id.ok().map(|id| (crate::request::REQUEST_ID, id)));
+    headers.insert(crate::request::REQUEST_ID, call.id.header());
     headers
 }
 

@@ -1,10 +1,8 @@
 //! What every request of one gateway shares.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use arc_swap::{ArcSwap, Guard};
 use consistency::{EpochHistory, LogPosition, Name, Policy};
 use event_store::EventStore;
 use projection::Domain;
@@ -49,7 +47,7 @@ pub struct Gateway {
     pub listeners: Listeners,
     /// When those who must know were last asked for epochs, held while they are.
     pub epochs_asked_at: tokio::sync::Mutex<Option<Instant>>,
-    history: RwLock<Arc<EpochHistory>>,
+    history: ArcSwap<EpochHistory>,
     policies: BTreeMap<String, Policy>,
     policy: Policy,
 }
@@ -89,7 +87,7 @@ impl Gateway {
         let policy = parsed(&config.read.policy);
         let log_rate = Arc::new(LogRate::new(config.regions.log_bytes_per_second_max));
         let listeners = Listeners::new(config.events.listeners_max);
-        let history = RwLock::new(Arc::new(EpochHistory::first()));
+        let history = ArcSwap::from_pointee(EpochHistory::first());
         Self {
             proxy_name: format!("tidemark-{}", config.region),
             config,
@@ -112,17 +110,20 @@ impl Gateway {
         }
     }
 
-    /// The epochs known here.
-    pub fn history(&self) -> Arc<EpochHistory> {
-        Arc::clone(&self.history.read().unwrap_or_else(PoisonError::into_inner))
+    /// The epochs known here. Every request asks several times, on every processor: to take it writes to
+    /// nothing that they share.
+    pub fn history(&self) -> Guard<Arc<EpochHistory>> {
+        self.history.load()
     }
 
     /// Epochs never become fewer: a history that ends earlier is an older reading.
     pub fn learn_history(&self, history: EpochHistory) {
-        let mut known = self.history.write().unwrap_or_else(PoisonError::into_inner);
-        if known.current() < history.current() {
+        let history = Arc::new(history);
+        let newer = |known: &Arc<EpochHistory>| {
+            Arc::clone(if known.current() < history.current() { &history } else { known })
+        };
+        if self.history.rcu(newer).current() < history.current() {
             tracing::info!(epoch = %history.current(), "a newer epoch is known");
-            *known = Arc::new(history);
         }
     }
 

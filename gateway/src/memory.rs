@@ -11,16 +11,18 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use consistency::{
     AggregateId, AggregateKey, Announcement, Coherence, CoherenceScope, Demand, Epoch, LogPosition,
     Name, Position, Version,
 };
+use foldhash::fast::RandomState;
 use http::HeaderValue;
 use moka::sync::Cache;
 
@@ -36,9 +38,9 @@ pub type ViewPlace = (u32, usize);
 /// The rows that are kept.
 #[derive(Debug)]
 pub struct Memory {
-    /// `None` when nothing is kept.
-    entries: Option<Cache<EntryKey, Arc<Kept>>>,
-    shelves: BTreeMap<Name, RwLock<Option<Arc<Shelf>>>>,
+    /// `None` when nothing is kept. Its keys are hashes already, so a quick hasher spreads them as well as any.
+    entries: Option<Cache<EntryKey, Arc<Kept>, RandomState>>,
+    shelves: BTreeMap<Name, ArcSwapOption<Shelf>>,
     slot_count: usize,
     generations: AtomicU64,
 }
@@ -127,17 +129,17 @@ impl Memory {
             let weigh = |_: &EntryKey, kept: &Arc<Kept>| {
                 u32::try_from(kept.weight_bytes()).unwrap_or(u32::MAX)
             };
-            Cache::builder().max_capacity(bytes_max).weigher(weigh).build()
+            let builder = Cache::builder().max_capacity(bytes_max).weigher(weigh);
+            builder.build_with_hasher(RandomState::default())
         });
-        let shelves = projections.into_iter().map(|name| (name, RwLock::default())).collect();
+        let shelves = projections.into_iter().map(|name| (name, ArcSwapOption::empty())).collect();
         Self { entries, shelves, slot_count, generations: AtomicU64::new(0) }
     }
 
     /// What is known of a projection now. To be taken before rows are read that shall be kept.
     pub fn shelf(&self, projection: &Name) -> Option<Arc<Shelf>> {
         self.entries.as_ref()?;
-        let shelf = self.shelves.get(projection)?;
-        shelf.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shelves.get(projection)?.load_full()
     }
 
     /// The answer to a read of `aggregate`'s row in the view at this place, when it is kept and may
@@ -151,7 +153,10 @@ impl Memory {
         key: AggregateKey,
     ) -> Recalled {
         let Some(entries) = &self.entries else { return Recalled::Off };
-        let Some(shelf) = self.shelf(projection) else { return Recalled::Miss };
+        let shelf = self.shelves.get(projection).map(ArcSwapOption::load);
+        let Some(shelf) = shelf.as_deref().and_then(Option::as_deref) else {
+            return Recalled::Miss;
+        };
         let found = entries.get(&EntryKey { generation: shelf.generation, view, aggregate: key });
         match found.filter(|kept| kept.aggregate == *aggregate) {
             None => Recalled::Miss,
@@ -193,13 +198,15 @@ impl Memory {
         let epoch = seen.checkpoints.iter().filter_map(|(_, at)| *at).map(|at| at.epoch).max();
         let Some(epoch) = epoch else { return };
         let fits = |known: &Arc<Shelf>| known.version == seen.version && epoch <= known.epoch;
-        let known = shelf.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let current = known.filter(fits).unwrap_or_else(|| {
-            let mut shelf = shelf.write().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || Arc::new(self.fresh_shelf(seen, epoch));
-            let current = shelf.take().filter(fits).unwrap_or_else(fresh);
-            *shelf = Some(Arc::clone(&current));
-            current
+        let current = shelf.load_full().filter(fits).unwrap_or_else(|| {
+            let made = Arc::new(self.fresh_shelf(seen, epoch));
+            let replaced = |known: &Option<Arc<Shelf>>| {
+                let known = known.as_ref().filter(|known| fits(known));
+                Some(Arc::clone(known.unwrap_or(&made)))
+            };
+            // Somebody else's may have come first.
+            let before = shelf.rcu(replaced);
+            before.filter(fits).unwrap_or(made)
         });
         for (partition, at) in &seen.checkpoints {
             let partition = current.partitions.get(usize::from(*partition));

@@ -114,19 +114,19 @@ impl Route {
 pub async fn answer(
     gateway: &Gateway,
     route: &Route,
-    mut call: Call,
+    call: &mut Call,
     body: Incoming,
 ) -> Result<Answer, Error> {
-    refuse(gateway, &call)?;
+    refuse(gateway, call)?;
     if let Some(timeout) = route.config.timeout {
         call.deadline = request::deadline(&call.headers, call.began, timeout.get());
     }
     if route.config.reads(&route.read_methods, &call.method, &call.path) {
         // It may have to be asked for twice, here and at the primary.
-        call.body = service::read_body(gateway, &call, body).await?;
-        read::answer(gateway, route, &call).await
+        call.body = service::read_body(gateway, call, body).await?;
+        read::answer(gateway, route, call).await
     } else {
-        write(gateway, route, &call, body).await
+        write(gateway, route, call, body).await
     }
 }
 
@@ -141,7 +141,7 @@ fn refuse(gateway: &Gateway, call: &Call) -> Result<(), Error> {
     }
     // What reads and what writes is told by the path, so there must be one way to write it.
     for segment in call.path.split('/') {
-        if matches!(request::decoded(segment)?.as_str(), "." | "..") {
+        if matches!(&*request::decoded(segment)?, "." | "..") {
             return Err(Error::BadRequest("the path has dots for segments".to_owned()));
         }
     }
@@ -172,7 +172,7 @@ async fn write(
                 body,
                 deadline: call.deadline,
             };
-            let served = route.backend.ask(asked).await.map_err(unwritten)?;
+            let served = route.backend.ask(asked, || None).await.map_err(unwritten)?;
             answer::of_service(gateway, route, served)
         }
     }

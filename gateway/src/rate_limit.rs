@@ -10,12 +10,11 @@ use std::{
 };
 
 use http::Request;
-use process::server::Peer;
 use serde::Deserialize;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use crate::auth::{Caller, Entry, Refusal};
+use crate::auth::{Admitted, Caller, Entry, Refusal};
 
 /// Locks that callers are spread over.
 const SHARD_COUNT: usize = 16;
@@ -123,15 +122,12 @@ impl Limiter {
     }
 
     /// Judges a request that may go in otherwise. Regions are not counted: they have counted before.
-    fn judge<B>(&self, request: &mut Request<B>) {
-        let address = request.extensions().get::<Peer>().map(|Peer(peer)| network(peer.ip()));
-        let Some(entry) = request.extensions_mut().get_mut::<Entry>() else { return };
-        let owner = match (&entry.caller, address) {
-            (Ok(_), _) if entry.trusted => return,
-            (Ok(Caller::Named(name)), _) => Owner::Name(name),
+    fn judge(&self, entry: &mut Entry) {
+        let owner = match &entry.caller {
+            Ok(_) if entry.trusted => return,
+            Ok(Caller::Named(name)) => Owner::Name(name),
             // Whoever it is, it comes from somewhere; who was refused already, too.
-            (Ok(Caller::Unknown) | Err(_), Some(address)) => Owner::Address(address),
-            (Ok(Caller::Unknown) | Err(_), None) => return,
+            Ok(Caller::Unknown) | Err(_) => Owner::Address(network(entry.peer.0.ip())),
         };
         if let Err(missing) = self.take(&owner, Instant::now()) {
             let retry_after_ms = u32::try_from(missing.as_millis()).unwrap_or(u32::MAX).max(1);
@@ -167,7 +163,7 @@ pub struct RateLimit<S> {
     inner: S,
 }
 
-impl<S: Service<Request<B>>, B> Service<Request<B>> for RateLimit<S> {
+impl<S: Service<Request<Admitted<B>>>, B> Service<Request<Admitted<B>>> for RateLimit<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -176,8 +172,8 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for RateLimit<S> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> S::Future {
-        self.limiter.judge(&mut request);
+    fn call(&mut self, mut request: Request<Admitted<B>>) -> S::Future {
+        self.limiter.judge(&mut request.body_mut().entry);
         self.inner.call(request)
     }
 }

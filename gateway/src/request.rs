@@ -1,6 +1,6 @@
 //! What every route wants to know of a request, decoded once.
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, fmt, net::SocketAddr, ops::Deref};
 
 use bytes::Bytes;
 use consistency::{
@@ -9,9 +9,9 @@ use consistency::{
 };
 use event_store::Expected;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority};
-use process::server::{Peer, ServerLimits};
+use process::server::ServerLimits;
 use tokio::time::Instant;
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{auth::Caller, error::Error, hop, token_carrier::Presented};
 
@@ -42,7 +42,7 @@ pub struct Call {
     /// Its body, whole.
     pub body: Bytes,
     /// Names it in logs and in its answer.
-    pub id: String,
+    pub id: RequestId,
     /// When it came.
     pub began: Instant,
     /// When its answer is due.
@@ -67,14 +67,14 @@ pub struct Call {
 }
 
 /// Judges what was presented. What cannot be taken is refused, never taken for no token.
-pub fn token_of(presented: &Presented, history: &EpochHistory) -> Result<(Token, bool), Error> {
+pub fn token_of(presented: Presented, history: &EpochHistory) -> Result<(Token, bool), Error> {
     let current = history.current();
-    match &presented.status {
+    match presented.status {
         TokenStatus::Absent => Ok((Token::new(current), false)),
         TokenStatus::Valid(token)
         | TokenStatus::OlderEpoch(token)
-        | TokenStatus::NewerEpoch(token) => Ok((token.clone(), false)),
-        TokenStatus::Lost(fresh) => Err(Error::WriteLost { fresh: fresh.clone() }),
+        | TokenStatus::NewerEpoch(token) => Ok((token, false)),
+        TokenStatus::Lost(fresh) => Err(Error::WriteLost { fresh }),
         TokenStatus::Malformed => Err(Error::InvalidToken("it is not a token")),
         TokenStatus::Forged => Err(Error::InvalidToken("its seal does not fit")),
         TokenStatus::UnknownKey(_) | TokenStatus::UnknownFormat(_) | TokenStatus::OtherLog
@@ -101,12 +101,46 @@ pub fn check_headers(headers: &HeaderMap, limits: &ServerLimits) -> Result<(), E
     (headers.len() <= count_max).then_some(()).ok_or_else(too_many)
 }
 
-/// The id that the caller gave the request, when it can be printed; else a new one.
-pub fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let printable =
-        |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
-    given.filter(printable).map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned)
+/// Names a request: visible ASCII, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The id that the caller gave the request, when it can be printed; else a new one.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let printable = |id: &&HeaderValue| {
+            (1..=64).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        let given = headers.get(REQUEST_ID).filter(printable).cloned();
+        Self(given.unwrap_or_else(Self::fresh))
+    }
+
+    /// In the order of time, but for those of one millisecond: to keep that, all processors would have to
+    /// take a lock.
+    fn fresh() -> HeaderValue {
+        let id = Uuid::new_v7(Timestamp::now(NoContext));
+        let text = id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes().to_vec();
+        HeaderValue::try_from(text).expect("a hyphenated id is visible ASCII")
+    }
+
+    /// As a header's value.
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl Deref for RequestId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.to_str().expect("it is visible ASCII")
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
 }
 
 /// When the answer is due: the server's bound, or sooner when the forwarding region says so.
@@ -140,11 +174,12 @@ impl Call {
 
     /// The value of a query parameter, decoded; the first when there are several.
     pub fn parameter(&self, name: &str) -> Result<Option<String>, Error> {
-        let pairs = self.query.as_deref().unwrap_or_default().split('&');
-        let found = pairs
+        let Some(query) = &self.query else { return Ok(None) };
+        let found = query
+            .split('&')
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
             .find(|(key, _)| *key == name);
-        found.map(|(_, value)| decoded(&value.replace('+', " "))).transpose()
+        found.map(|(_, value)| decoded(&value.replace('+', " ")).map(Cow::into_owned)).transpose()
     }
 
     /// A query parameter that is a number.
@@ -155,8 +190,8 @@ impl Call {
 
     /// Refuses parameters that would be passed over.
     pub fn only_parameters(&self, known: &[&str]) -> Result<(), Error> {
-        let pairs = self.query.as_deref().unwrap_or_default().split('&');
-        let names = pairs.filter(|pair| !pair.is_empty());
+        let Some(query) = &self.query else { return Ok(()) };
+        let names = query.split('&').filter(|pair| !pair.is_empty());
         let mut names = names.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
         match names.find(|name| !known.contains(name)) {
             Some(name) => Err(Error::BadRequest(format!("there is no parameter {name:?} here"))),
@@ -230,24 +265,24 @@ impl Call {
 }
 
 impl Call {
-    /// Reads the parts that all routes share.
+    /// Reads the parts that all routes share. Who sent it is not among them.
     pub fn new(
         parts: Parts,
         token: (Token, bool),
         trusted: bool,
         times: (Instant, Instant),
     ) -> Self {
-        let Parts { method, uri, version, headers, extensions, .. } = parts;
+        let Parts { method, uri, version, headers, .. } = parts;
         Self {
-            peer: extensions.get::<Peer>().map(|peer| peer.0),
+            peer: None,
             version,
             authority: uri.authority().cloned(),
             method,
             path: uri.path().to_owned(),
             query: uri.query().map(ToOwned::to_owned),
-            id: request_id(&headers),
+            id: RequestId::of(&headers),
             caller: if trusted { Caller::passed_on(&headers) } else { Caller::Unknown },
-            hop: headers.contains_key(hop::HOP),
+            hop: trusted && headers.contains_key(hop::HOP),
             headers,
             body: Bytes::new(),
             began: times.0,
@@ -260,7 +295,10 @@ impl Call {
 }
 
 /// A path segment or a parameter without its percent signs.
-pub fn decoded(text: &str) -> Result<String, Error> {
+pub fn decoded(text: &str) -> Result<Cow<'_, str>, Error> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text));
+    }
     let malformed = || Error::BadRequest("a percent sign is followed by two hex digits".to_owned());
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -275,7 +313,8 @@ pub fn decoded(text: &str) -> Result<String, Error> {
             bytes.push(byte);
         }
     }
-    String::from_utf8(bytes).map_err(|_| Error::BadRequest("the URL is not UTF-8".to_owned()))
+    let text = String::from_utf8(bytes);
+    text.map(Cow::Owned).map_err(|_| Error::BadRequest("the URL is not UTF-8".to_owned()))
 }
 
 /// The aggregate that a path names.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consistency::{EpochHistory, Judged, Token};
+use consistency::{Judged, Token};
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::{
     aggregates,
     answer::Answer,
-    auth::Entry,
+    auth::{Admitted, Entry},
     body::Body,
     epochs,
     error::Error,
@@ -26,9 +26,10 @@ use crate::{
     forward::CONSISTENCY_STATUS,
     gateway::{Gateway, Role},
     hop, internal, openapi, overview, problem, proxied, read,
-    request::{self, Call, REQUEST_ID},
+    request::{self, Call, REQUEST_ID, RequestId},
     status::Outcome,
-    token_carrier::{CONSISTENCY_TOKEN, Presented},
+    telemetry::RequestKind,
+    token_carrier::CONSISTENCY_TOKEN,
     trace, write,
 };
 
@@ -92,11 +93,13 @@ impl Route {
     }
 }
 
-/// Answers requests. Cheap to clone.
+/// Answers requests. Cheap to clone, which every request does.
 #[derive(Clone)]
-pub struct Service {
+pub struct Service(Arc<Served>);
+
+struct Served {
     gateway: Arc<Gateway>,
-    routes: Arc<Router<Route>>,
+    routes: Router<Route>,
     document: Bytes,
 }
 
@@ -108,20 +111,21 @@ impl Service {
             routes.insert(pattern, route).expect("our patterns do not conflict");
         }
         let document = openapi::document(&gateway.config, &gateway.domain);
-        Self { gateway, routes: Arc::new(routes), document }
+        Self(Arc::new(Served { gateway, routes, document }))
     }
 
     /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer(&self, request: Request<Admitted<Incoming>>) -> Response<Body> {
         let began = Instant::now();
-        let (mut parts, body) = request.into_parts();
-        let gateway = &*self.gateway;
-        let Entry { trusted, caller } = Entry::take(&mut parts.extensions);
+        let (mut parts, Admitted { entry, body }) = request.into_parts();
+        let Served { gateway, routes, .. } = &*self.0;
+        let gateway = &**gateway;
+        let Entry { peer, trusted, caller } = entry;
         let bound = gateway.config.listen.request_timeout.get();
         let deadline = request::deadline(&parts.headers, began, bound);
         let presented = epochs::open(gateway, &parts.headers, deadline).await;
         let uri = parts.uri.clone();
-        let found = self.routes.at(uri.path()).ok();
+        let found = routes.at(uri.path()).ok();
         let route = found.as_ref().map(|found| *found.value);
         let is_proxied = route.is_none() && gateway.routes.find(uri.path()).is_some();
         let label = if is_proxied { "proxied" } else { Route::pattern(route) };
@@ -130,38 +134,35 @@ impl Service {
         let is_write = !parts.method.is_safe();
         let traces = &gateway.instruments.traces;
         let mut span = trace::of_request(traces, &mut parts.headers, Route::pattern(route), method);
+        let wants_cookie = presented.wants_cookie;
         let admitted = caller.map_err(Error::from).and_then(|caller| {
             request::check_headers(&parts.headers, &gateway.config.listen.limits)?;
-            Ok((caller, request::token_of(&presented, &gateway.history())?))
+            Ok((caller, request::token_of(presented, &gateway.history())?))
         });
         let unreadable = matches!(&admitted, Ok((_, (_, true))));
         let mut refused = Vec::new();
         let (request_id, known, answered) = match admitted {
             Err(error) => {
                 refused.extend(parts.headers.get_all(CONSISTENCY_TOKEN).iter().cloned());
-                (request::request_id(&parts.headers), None, Err(error))
+                (RequestId::of(&parts.headers), None, Err(error))
             }
             Ok((caller, token)) => {
-                let call = Call::new(parts, token, trusted, (began, deadline));
-                let call = Call { caller, ..call };
-                let (id, known) = (call.id.clone(), call.token.clone());
-                (id, Some(known), self.dispatch(call, body, found).await)
+                let mut call = Call::new(parts, token, trusted, (began, deadline));
+                (call.caller, call.peer) = (caller, Some(peer.0));
+                let answered = self.dispatch(&mut call, body, found).await;
+                (call.id, Some(call.token), answered)
             }
         };
-        let mut answer = answered
-            .unwrap_or_else(|error| problem::answer(&error, &gateway.config.region, &request_id));
-        answer.shows = answer.shows.map(|shows| carried(&gateway.history(), shows));
+        let refusal = |error| problem::answer(&error, &gateway.config.region, &request_id);
+        let answer = carried_over(gateway, answered.unwrap_or_else(refusal));
         let has_acted = is_write && answer.status.is_success();
         // What the primary answered it has judged itself.
         let judged_here = known.as_ref().filter(|_| is_made_here(gateway, &answer));
         let fits = epochs::fits(gateway, judged_here, answer.shows.as_ref(), has_acted);
-        let answer = match fits.await {
-            Ok(()) => answer,
-            Err(error) => problem::answer(&error, &gateway.config.region, &request_id),
-        };
+        let answer = fits.await.map_or_else(refusal, |()| answer);
         let finishing = Finishing {
             gateway,
-            presented: &presented,
+            wants_cookie,
             refused,
             known,
             unreadable,
@@ -179,27 +180,29 @@ impl Service {
         }
         let status = response.status().as_u16();
         span.set("http.response.status_code", i64::from(status));
-        gateway.instruments.answered(label, method, status, began.elapsed());
+        let kind = RequestKind { route: label, method, status };
+        gateway.instruments.answered(kind, began.elapsed());
         response
     }
 
     /// Whatever may wait is boxed, so that a request that is answered at once is small.
     async fn dispatch(
         &self,
-        mut call: Call,
+        call: &mut Call,
         body: Incoming,
         found: Option<Match<'_, '_, &Route>>,
     ) -> Result<Answer, Error> {
-        let gateway = &*self.gateway;
+        let Served { gateway, document, .. } = &*self.0;
+        let gateway = &**gateway;
         let _permit = gateway.requests.try_acquire().map_err(|_| Error::Overloaded)?;
-        hop::is_for_us(gateway, &call)?;
+        hop::is_for_us(gateway, call)?;
         if call.token.epoch() <= gateway.history().current() {
             // Nobody but us seals tokens, so the log has been there.
             let seen =
                 consistency::LogPosition::new(call.token.epoch(), call.token.largest_position());
             gateway.currency.saw_head(seen);
         }
-        refuse_upgrade(&call)?;
+        refuse_upgrade(call)?;
         let Some(found) = found else {
             let route = gateway.routes.find(&call.path).ok_or(Error::NotFound)?;
             return Box::pin(proxied::answer(gateway, route, call, body)).await;
@@ -209,39 +212,39 @@ impl Service {
         let is_read = matches!(call.method, Method::GET | Method::HEAD);
         let is_write = call.method == Method::POST;
         if is_write {
-            call.body = Box::pin(read_body(gateway, &call, body)).await?;
+            call.body = Box::pin(read_body(gateway, call, body)).await?;
         }
         match route {
             Route::AggregateEvents if is_read => {
                 let (kind, id) = (parameter("type"), parameter("id"));
-                Box::pin(aggregates::events(gateway, &call, kind, id)).await
+                Box::pin(aggregates::events(gateway, call, kind, id)).await
             }
             Route::AggregateEvents if is_write => {
-                may_write(gateway, &call)?;
+                may_write(gateway, call)?;
                 let (kind, id) = (parameter("type"), parameter("id"));
-                Box::pin(write::append(gateway, &call, kind, id)).await
+                Box::pin(write::append(gateway, call, kind, id)).await
             }
             Route::Command if is_write => {
-                may_write(gateway, &call)?;
-                Box::pin(write::command(gateway, &call, parameter("command"))).await
+                may_write(gateway, call)?;
+                Box::pin(write::command(gateway, call, parameter("command"))).await
             }
             Route::Aggregate if is_read => {
                 let (kind, id) = (parameter("type"), parameter("id"));
-                Box::pin(aggregates::state(gateway, &call, kind, id)).await
+                Box::pin(aggregates::state(gateway, call, kind, id)).await
             }
             // A search has no key: what it finds is said in the query.
             Route::Row | Route::Search if is_read => {
-                read::view(gateway, &call, parameter("view"), parameter("key")).await
+                read::view(gateway, call, parameter("view"), parameter("key")).await
             }
-            Route::Currency if is_read => overview::answer(gateway, &call),
-            Route::CurrencyEvents if is_read => events::listen(&self.gateway, &call),
-            Route::OpenApi if is_read => openapi::answer(&call, &self.document),
-            Route::InternalLog if is_read => Box::pin(internal::log(gateway, &call)).await,
+            Route::Currency if is_read => overview::answer(gateway, call),
+            Route::CurrencyEvents if is_read => events::listen(&self.0.gateway, call),
+            Route::OpenApi if is_read => openapi::answer(call, document),
+            Route::InternalLog if is_read => Box::pin(internal::log(gateway, call)).await,
             Route::InternalAggregate if is_read => {
                 let (kind, id) = (parameter("type"), parameter("id"));
-                Box::pin(internal::aggregate(gateway, &call, kind, id)).await
+                Box::pin(internal::aggregate(gateway, call, kind, id)).await
             }
-            Route::InternalEpochs if is_read => Box::pin(internal::epochs(gateway, &call)).await,
+            Route::InternalEpochs if is_read => Box::pin(internal::epochs(gateway, call)).await,
             Route::AggregateEvents
             | Route::Command
             | Route::Aggregate
@@ -257,7 +260,7 @@ impl Service {
     }
 }
 
-impl tower::Service<Request<Incoming>> for Service {
+impl tower::Service<Request<Admitted<Incoming>>> for Service {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
@@ -266,7 +269,7 @@ impl tower::Service<Request<Incoming>> for Service {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Admitted<Incoming>>) -> Self::Future {
         let service = self.clone();
         Box::pin(async move { Ok(service.answer(request).await) })
     }
@@ -324,7 +327,7 @@ fn method_label(method: &Method) -> &'static str {
 /// What every answer carries.
 struct Finishing<'a> {
     gateway: &'a Gateway,
-    presented: &'a Presented,
+    wants_cookie: bool,
     /// The tokens of a request that was not let in, as they came.
     refused: Vec<HeaderValue>,
     /// What the caller knew; `None` when its token was refused.
@@ -333,7 +336,7 @@ struct Finishing<'a> {
     unreadable: bool,
     is_write: bool,
     trusted: bool,
-    request_id: String,
+    request_id: RequestId,
     began: Instant,
 }
 
@@ -358,10 +361,10 @@ impl Finishing<'_> {
             headers.append(header::VARY, HeaderValue::from_static(VARY));
         }
         if let Some(said) = said {
-            set(headers, CONSISTENCY_STATUS, said.to_string());
+            headers.insert(CONSISTENCY_STATUS, said.header());
         }
-        set(headers, SERVER_TIMING, timing.header(self.began.elapsed()));
-        set(headers, REQUEST_ID, std::mem::take(&mut self.request_id));
+        headers.insert(SERVER_TIMING, timing.header(self.began.elapsed()));
+        headers.insert(REQUEST_ID, self.request_id.header());
         if self.trusted {
             set(headers, hop::HEAD, self.gateway.head().to_string());
         }
@@ -384,22 +387,22 @@ impl Finishing<'_> {
     /// The merge of what was sent and what is shown. A token that was refused is handed back as it
     /// came when another gateway may know what to do with it: replacing it by a fresh one would lose
     /// the caller's writes without a word.
-    fn carry_token(&self, shows: Option<Token>, headers: &mut HeaderMap) {
+    fn carry_token(self, shows: Option<Token>, headers: &mut HeaderMap) {
         let carrier = &self.gateway.carrier;
-        match (&self.known, shows) {
+        match (self.known, shows) {
             // The primary's own, which cannot be opened here yet.
             _ if headers.contains_key(CONSISTENCY_TOKEN) => {}
             (Some(known), shows) => {
                 let token = match shows {
-                    Some(shows) => known.clone().merge(shows),
-                    None => known.clone(),
+                    Some(shows) => known.merge(shows),
+                    None => known,
                 };
-                carrier.attach(&token, self.presented.wants_cookie, headers);
+                carrier.attach(&token, self.wants_cookie, headers);
             }
-            (None, Some(fresh)) => carrier.attach(&fresh, self.presented.wants_cookie, headers),
+            (None, Some(fresh)) => carrier.attach(&fresh, self.wants_cookie, headers),
             (None, None) => {
-                for value in &self.refused {
-                    headers.append(CONSISTENCY_TOKEN, value.clone());
+                for value in self.refused {
+                    headers.append(CONSISTENCY_TOKEN, value);
                 }
             }
         }
@@ -408,13 +411,14 @@ impl Finishing<'_> {
 
 /// What an answer shows as it counts in the newest epoch. A row or a repeated write may be of an older
 /// one, and what the caller knows was brought to the newest: a merge would keep only that.
-fn carried(history: &EpochHistory, shows: Token) -> Token {
-    match history.judge(shows) {
+fn carried_over(gateway: &Gateway, answer: Answer) -> Answer {
+    let carried = |shows| match gateway.history().judge(shows) {
         Judged::Current(token)
         | Judged::Carried(token)
         | Judged::Lost(token)
         | Judged::Newer(token) => token,
-    }
+    };
+    Answer { shows: answer.shows.map(carried), ..answer }
 }
 
 /// Whether it shows what this region has, and not what the primary was asked for.

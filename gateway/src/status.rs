@@ -1,9 +1,6 @@
 //! What an answer says about how it came to be.
 
-use std::{
-    fmt::{self, Write as _},
-    time::Duration,
-};
+use std::time::Duration;
 
 use consistency::{LogPosition, Name};
 use http::{HeaderName, HeaderValue};
@@ -31,6 +28,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every one.
+    pub const ALL: [Self; 7] = [
+        Self::Local,
+        Self::Waited,
+        Self::Forwarded,
+        Self::Pending,
+        Self::Stale,
+        Self::Primary,
+        Self::Unverified,
+    ];
+
     /// The word; also a metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -60,17 +68,21 @@ pub struct Said {
     pub reason: Option<&'static str>,
 }
 
-impl fmt::Display for Said {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.outcome.as_str())?;
+impl Said {
+    /// The header's value. Every answer has one, so it is put together without the machinery of formats.
+    pub fn header(&self) -> HeaderValue {
+        let mut number = itoa::Buffer::new();
+        let mut text = String::with_capacity(96);
+        let mut say = |words: &[&str]| words.iter().for_each(|word| text.push_str(word));
+        say(&[self.outcome.as_str()]);
         if let Some(reason) = self.reason {
-            write!(f, ";reason={reason}")?;
+            say(&[";reason=", reason]);
         }
-        write!(f, ";ms={};region={}", self.ms, self.region)?;
+        say(&[";ms=", number.format(self.ms), ";region=", self.region.as_str()]);
         if let Some(at) = self.at {
-            write!(f, ";position={}", at.position)?;
+            say(&[";position=", number.format(at.position.get())]);
         }
-        Ok(())
+        HeaderValue::try_from(text).expect("names, numbers and our words are visible ASCII")
     }
 }
 
@@ -134,25 +146,27 @@ pub struct Timing {
 
 impl Timing {
     /// The header's value.
-    pub fn header(&self, total: Duration) -> String {
+    pub fn header(&self, total: Duration) -> HeaderValue {
         let parts = [("wait", self.wait), ("read", self.read), ("forward", self.forward)];
         let mut text = String::with_capacity(64);
         for (name, duration) in parts.iter().filter(|(_, duration)| !duration.is_zero()) {
-            write!(text, "{name};dur={}, ", Millis(*duration)).expect("it is written to memory");
+            push_timing(&mut text, name, *duration);
+            text.push_str(", ");
         }
-        write!(text, "total;dur={}", Millis(total)).expect("it is written to memory");
-        text
+        push_timing(&mut text, "total", total);
+        HeaderValue::try_from(text).expect("our words and numbers are visible ASCII")
     }
 }
 
-/// A duration in milliseconds, to the tenth below.
-struct Millis(Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tenths = self.0.as_micros() / 100;
-        write!(f, "{}.{}", tenths / 10, tenths % 10)
-    }
+/// In milliseconds, to the tenth below.
+fn push_timing(text: &mut String, name: &str, duration: Duration) {
+    let tenths = duration.as_micros() / 100;
+    let mut number = itoa::Buffer::new();
+    text.push_str(name);
+    text.push_str(";dur=");
+    text.push_str(number.format(tenths / 10));
+    text.push('.');
+    text.push_str(number.format(tenths % 10));
 }
 
 #[cfg(test)]
@@ -169,7 +183,7 @@ mod tests {
             at: Some(LogPosition::new(Epoch::FIRST, Position::new(12).unwrap())),
             reason: Some("parked"),
         };
-        assert_eq!(said.to_string(), "stale;reason=parked;ms=38;region=eu-west;position=12");
+        assert_eq!(said.header(), "stale;reason=parked;ms=38;region=eu-west;position=12");
     }
 
     #[test]

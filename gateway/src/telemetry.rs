@@ -1,15 +1,19 @@
 //! What the gateway measures. Names and labels, all of them, are here.
 
+mod durations;
+
 use std::time::Duration;
 
 use event_store::RefusalKind;
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Gauge, Histogram, Meter},
+    metrics::{BoundCounter, Counter, Gauge, Histogram, Meter},
 };
 
 use process::trace::Traces;
 
+use self::durations::Durations;
+pub use self::durations::RequestKind;
 use crate::status::Outcome;
 
 const SERVER_REQUEST_DURATION: &str = "http.server.request.duration";
@@ -52,8 +56,8 @@ const SECONDS: [f64; 16] = [
 pub struct Instruments {
     /// What spans are made of.
     pub traces: Traces,
-    requests: Histogram<f64>,
-    decisions: Counter<u64>,
+    requests: Durations,
+    decisions: [(Outcome, BoundCounter<u64>); Outcome::ALL.len()],
     waits: Histogram<f64>,
     second_check_failures: Counter<u64>,
     waiters: Gauge<u64>,
@@ -111,10 +115,14 @@ impl Instruments {
         let seconds = |name| {
             meter.f64_histogram(name).with_unit("s").with_boundaries(SECONDS.to_vec()).build()
         };
+        let decisions = meter.u64_counter(READ_DECISIONS).build();
+        let decided = |outcome: Outcome| {
+            (outcome, decisions.bind(&[KeyValue::new(DECISION, outcome.as_str())]))
+        };
         Self {
             traces,
-            requests: seconds(SERVER_REQUEST_DURATION),
-            decisions: meter.u64_counter(READ_DECISIONS).build(),
+            requests: Durations::new(seconds(SERVER_REQUEST_DURATION)),
+            decisions: Outcome::ALL.map(decided),
             waits: seconds(WAIT_DURATION),
             second_check_failures: meter.u64_counter(SECOND_CHECK_FAILURES).build(),
             waiters: meter.u64_gauge(WAITERS).build(),
@@ -135,18 +143,15 @@ impl Instruments {
     }
 
     /// A request was answered.
-    pub fn answered(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
-        let labels = [
-            KeyValue::new(ROUTE, route),
-            KeyValue::new(METHOD, method),
-            KeyValue::new(STATUS_CODE, i64::from(status)),
-        ];
-        self.requests.record(took.as_secs_f64(), &labels);
+    pub fn answered(&self, kind: RequestKind, took: Duration) {
+        self.requests.record(kind, took);
     }
 
     /// A read came to this.
     pub fn decided(&self, outcome: Outcome) {
-        self.decisions.add(1, &[KeyValue::new(DECISION, outcome.as_str())]);
+        if let Some((_, decided)) = self.decisions.iter().find(|(known, _)| *known == outcome) {
+            decided.add(1);
+        }
     }
 
     /// A read waited.

@@ -91,6 +91,11 @@ impl TokenCarrier {
         self.ring.seal(token)
     }
 
+    /// Seals, for a header.
+    pub fn header(&self, token: &Token) -> HeaderValue {
+        plain(self.seal(token))
+    }
+
     /// Takes our cookie out of a request that goes on, and leaves those of others.
     pub fn strip_cookie(&self, headers: &mut HeaderMap) {
         let Some(cookie) = self.cookie else { return };
@@ -113,9 +118,9 @@ impl TokenCarrier {
         let sealed = self.seal(token);
         if let (Some(cookie), true) = (self.cookie, wants_cookie) {
             let text = format!("{}={sealed}{}", cookie.name, cookie.attributes);
-            headers.append(header::SET_COOKIE, plain(&text));
+            headers.append(header::SET_COOKIE, plain(text));
         }
-        headers.insert(CONSISTENCY_TOKEN, plain(&sealed));
+        headers.insert(CONSISTENCY_TOKEN, plain(sealed));
     }
 }
 
@@ -123,8 +128,8 @@ fn plain_text(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("parts of a header's text make a header's text")
 }
 
-fn plain(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).expect("a sealed token is base64url")
+fn plain(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("a sealed token is base64url")
 }
 
 /// The header may be repeated and may hold a list. A value that is no text counts as one bad token.

@@ -69,7 +69,7 @@ pub async fn serve(
 ) {
     let limits = ServerLimits { connections_max: 64, streams_max: 16, ..ServerLimits::default() };
     let shared = Arc::new((admin, credential));
-    let answer = move |request| {
+    let answer = move |request, _| {
         let shared = Arc::clone(&shared);
         async move { answer(&shared.0, shared.1.as_ref(), request).await }
     };

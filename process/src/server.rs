@@ -82,7 +82,7 @@ impl Default for ServerLimits {
     }
 }
 
-/// Who sent a request. Every request has one among its extensions.
+/// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
@@ -95,7 +95,7 @@ pub async fn serve<F, R, B>(
     stop: CancellationToken,
 ) -> bool
 where
-    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Request<Incoming>, Peer) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<B>> + Send + 'static,
     B: Body + Unpin + Send + 'static,
     B::Data: Send,
@@ -113,7 +113,7 @@ pub async fn serve_over<F, R, B>(
     stop: CancellationToken,
 ) -> bool
 where
-    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    F: Fn(Request<Incoming>, Peer) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<B>> + Send + 'static,
     B: Body + Unpin + Send + 'static,
     B::Data: Send,
@@ -161,7 +161,7 @@ impl Visit {
     async fn converse<I, F, R, B>(self, stream: I, answer: F, watcher: Watcher)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Fn(Request<Incoming>) -> R + Send + 'static,
+        F: Fn(Request<Incoming>, Peer) -> R + Send + 'static,
         R: Future<Output = Response<B>> + Send + 'static,
         B: Body + Unpin + Send + 'static,
         B::Data: Send,
@@ -172,12 +172,11 @@ impl Visit {
         let noted = Arc::clone(&seen);
         let stalls = Arc::new(Stalls::default());
         let given = Arc::clone(&stalls);
-        let served = service_fn(move |mut request: Request<Incoming>| {
+        let served = service_fn(move |request: Request<Incoming>| {
             noted.notify_one();
-            request.extensions_mut().insert(Peer(peer));
             // Elsewhere an answer stalls with its connection.
             let stalls = (request.version() == Version::HTTP_2).then(|| Arc::clone(&given));
-            let answered = answer(request);
+            let answered = answer(request, Peer(peer));
             let follow = |body| Followed::new(body, stalls);
             async move { Ok::<_, Infallible>(answered.await.map(follow)) }
         });

@@ -37,7 +37,7 @@ async fn a_request_under_way_is_finished_when_the_server_ends() {
     let (arrived, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (arriving, releasing) = (Arc::clone(&arrived), Arc::clone(&release));
     let stop = CancellationToken::new();
-    let answer = move |_| {
+    let answer = move |_, _| {
         let (arriving, releasing) = (Arc::clone(&arriving), Arc::clone(&releasing));
         async move {
             arriving.notify_one();
@@ -63,7 +63,7 @@ async fn a_client_that_never_sends_a_request_is_let_go() {
     let limits =
         ServerLimits { header_timeout: Period::from_millis(50), ..ServerLimits::default() };
     let stop = CancellationToken::new();
-    let answer = |_| async { Response::new(Full::new(Bytes::new())) };
+    let answer = |_, _| async { Response::new(Full::new(Bytes::new())) };
     let served = tokio::spawn(server::serve(listener, limits, answer, stop.clone()));
     for start in ["", "P", "PRI * HT", "GET / HTTP/1.1\r\n"] {
         let mut stream = TcpStream::connect(&address).await.unwrap();
@@ -111,7 +111,7 @@ async fn an_answer_on_http_2_that_is_not_read_ends_its_connection_and_a_slow_one
     let stop = CancellationToken::new();
     let release = Arc::new(Notify::new());
     let releasing = Arc::clone(&release);
-    let answer = move |request: Request<Incoming>| {
+    let answer = move |request: Request<Incoming>, _| {
         let releasing = Arc::clone(&releasing);
         let body = match request.uri().path() {
             "/large" => Full::new(Bytes::from(vec![0; 256 * 1024])).boxed(),
@@ -143,7 +143,7 @@ async fn an_address_has_no_more_connections_than_it_may() {
     let (listener, address) = listener().await;
     let limits = ServerLimits { connections_per_address_max: 1, ..ServerLimits::default() };
     let stop = CancellationToken::new();
-    let answer = |_| async { Response::new(Full::new(Bytes::new())) };
+    let answer = |_, _| async { Response::new(Full::new(Bytes::new())) };
     let served = tokio::spawn(server::serve(listener, limits, answer, stop.clone()));
     let mut first = http2(&address, 1_000).await;
     ask(&mut first, "/").await.unwrap();

@@ -76,7 +76,7 @@ async fn serve(tls: Option<&Certificates>, limits: ServerLimits, body: Bytes) ->
     if let Some(tls) = tls.clone() {
         tokio::spawn(tls.keep_fresh(stop.clone()));
     }
-    let answer = move |_| {
+    let answer = move |_, _| {
         let body = body.clone();
         async move { Response::new(Full::new(body)) }
     };

@@ -16,9 +16,10 @@ pub struct Unverified {
 impl Unverified {
     /// Reads one. The refusal says whether it is no token or one of another release.
     pub fn read(text: &str) -> Result<Self, TokenStatus> {
-        let bytes = decoded(text)?;
+        let wire = decoded(text)?;
+        let bytes = wire.as_bytes();
         let token = Token::read(&bytes[..bytes.len() - MAC_BYTES]).ok_or(TokenStatus::Malformed)?;
-        let key = key_named_in(&bytes);
+        let key = key_named_in(bytes);
         Ok(Self { key, token, log_tag: [bytes[3], bytes[4], bytes[5], bytes[6]] })
     }
 

@@ -22,9 +22,9 @@ impl Balancer {
 
     /// Who asks. The header is taken out when it is not the balancer's, and of what the balancer sends
     /// there must be one: of two, one may be the caller's own.
-    pub fn caller(&self, headers: &mut HeaderMap, peer: Option<Peer>) -> Result<Caller, Refusal> {
+    pub fn caller(&self, headers: &mut HeaderMap, peer: Peer) -> Result<Caller, Refusal> {
         let stranger = Refusal::Stranger(Challenge::Balancer);
-        if !peer.is_some_and(|Peer(peer)| self.is_balancer(peer.ip())) {
+        if !self.is_balancer(peer.0.ip()) {
             headers.remove(&self.header);
             return Err(stranger);
         }
@@ -57,7 +57,7 @@ mod tests {
             headers.append("x-user", HeaderValue::from_static(name));
         }
         let peer = Peer(peer.parse().unwrap());
-        let caller = Balancer::new(&config).caller(&mut headers, Some(peer));
+        let caller = Balancer::new(&config).caller(&mut headers, peer);
         (caller, headers.contains_key("x-user"))
     }
 

@@ -21,7 +21,7 @@ use crate::{
 pub fn of_service(gateway: &Gateway, route: &Route, served: Served) -> Result<Answer, Error> {
     let shows = shown(gateway, &served.headers);
     let body = passed(served.body, served.status, route.answer_bounds(), served.held)?;
-    let headers = headers::answered(gateway, &served.headers, served.version);
+    let headers = headers::answered(gateway, served.headers, served.version);
     Ok(Answer { headers, body, shows, ..Answer::empty(served.status) })
 }
 

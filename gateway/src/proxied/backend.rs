@@ -106,26 +106,33 @@ impl Backend {
         Some(Self { lines, host, budget })
     }
 
-    /// Asks, once more if it is safe to and the connection was to blame.
-    pub async fn ask(&self, asked: Asked<'_>) -> Result<Served, BackendError> {
+    /// Asks, and if the connection was to blame once more, where `again` says that it is safe to.
+    pub async fn ask<'a>(
+        &self,
+        asked: Asked<'a>,
+        again: impl FnOnce() -> Option<Asked<'a>>,
+    ) -> Result<Served, BackendError> {
         let held = Arc::clone(&self.budget).try_acquire_owned();
         let held = held.map_err(|_| BackendError::NoBudget)?;
         let deadline = asked.deadline;
-        let answered = tokio::time::timeout_at(deadline, self.exchange(asked)).await;
+        let answered = tokio::time::timeout_at(deadline, self.exchange(asked, again)).await;
         let (parts, body) = answered.unwrap_or(Err(BackendError::Deadline))?.into_parts();
         let (status, version, headers) = (parts.status, parts.version, parts.headers);
         Ok(Served { status, version, headers, body, held })
     }
 
-    async fn exchange(&self, asked: Asked<'_>) -> Result<Response<Answered>, BackendError> {
-        let again = asked.again();
-        match (self.send(asked).await, again) {
-            (Err(error), Some(again)) if error.is_of_connection() => {
-                tracing::debug!(%error, "asked the service once more");
-                self.send(again).await
-            }
-            (answered, _) => answered,
-        }
+    async fn exchange<'a>(
+        &self,
+        asked: Asked<'a>,
+        again: impl FnOnce() -> Option<Asked<'a>>,
+    ) -> Result<Response<Answered>, BackendError> {
+        let error = match self.send(asked).await {
+            Err(error) if error.is_of_connection() => error,
+            answered => return answered,
+        };
+        let Some(again) = again() else { return Err(error) };
+        tracing::debug!(%error, "asked the service once more");
+        self.send(again).await
     }
 
     async fn send(&self, mut asked: Asked<'_>) -> Result<Response<Answered>, BackendError> {
@@ -140,19 +147,6 @@ impl Backend {
             (Some(fault), _) => BackendError::Body(*fault),
             (None, LineError::Connect(error)) => BackendError::Connect(error),
             (None, LineError::Lost(error)) => BackendError::Lost(error),
-        })
-    }
-}
-
-impl Asked<'_> {
-    fn again(&self) -> Option<Self> {
-        let body = self.body.whole().filter(|_| self.method.is_safe())?.clone();
-        Some(Self {
-            method: self.method,
-            path_and_query: self.path_and_query,
-            headers: self.headers.clone(),
-            body: Body::from(body),
-            deadline: self.deadline,
         })
     }
 }

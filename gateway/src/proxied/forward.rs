@@ -47,7 +47,7 @@ pub async fn read(
     let body = Body::from(call.body.clone());
     let replied = exchange(gateway, upstream, call, body, Some(policy)).await;
     let streamed = replied.map_err(|error| {
-        tracing::debug!(%error, request_id = call.id, "read not forwarded");
+        tracing::debug!(%error, request_id = &*call.id, "read not forwarded");
         Fallback::Failed
     })?;
     let said = forward::said(gateway, upstream, call, &streamed.headers);
@@ -100,11 +100,9 @@ fn answer(gateway: &Gateway, route: &Route, streamed: Streamed) -> Result<Answer
     let Streamed { status, version, headers, body, held, .. } = streamed;
     let shows = gateway.carrier.open_answer(&headers, &gateway.history());
     let body = passed(body, status, route.answer_bounds(), held)?;
-    let mut passed_on = headers::answered(gateway, &headers, version);
-    if shows.is_none() {
-        // It says more than we can: it goes on as it is.
-        let sealed = headers.get(CONSISTENCY_TOKEN).cloned();
-        passed_on.extend(sealed.map(|sealed| (CONSISTENCY_TOKEN, sealed)));
-    }
+    // When it says more than we can, it goes on as it is.
+    let sealed = headers.get(CONSISTENCY_TOKEN).filter(|_| shows.is_none()).cloned();
+    let mut passed_on = headers::answered(gateway, headers, version);
+    passed_on.extend(sealed.map(|sealed| (CONSISTENCY_TOKEN, sealed)));
     Ok(Answer { headers: passed_on, body, shows, ..Answer::empty(status) })
 }

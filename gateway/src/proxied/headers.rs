@@ -15,43 +15,44 @@ use crate::{
 /// How far a service's answer is, as `<epoch>.<position>`: what it read in the snapshot of its rows.
 pub const CONSISTENCY_POSITION: HeaderName = HeaderName::from_static("consistency-position");
 
-/// Of one connection only, whether or not `Connection` names them.
-const HOP_BY_HOP: [HeaderName; 11] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-    // It was answered here, by reading the body.
-    header::EXPECT,
-];
+/// Whether it is of one connection only, whether or not `Connection` names it. `Expect` was answered here, by
+/// reading the body.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "expect"
+    )
+}
 
 /// The headers of a request as the next one gets them: those of its caller, without what was said to us
 /// or to the connection, and with what we say. `Connection` cannot name what we add.
 pub fn outgoing(gateway: &Gateway, call: &Call) -> HeaderMap {
     let ours = [CONSISTENCY_TOKEN, CONSISTENCY_POLICY, header::HOST, REQUEST_ID];
-    let mut headers = end_to_end(&call.headers, &ours);
+    let mut headers = end_to_end(call.headers.clone(), &ours);
     gateway.carrier.strip_cookie(&mut headers);
-    let sealed = gateway.carrier.seal(&call.token);
-    let via = format!("{} {}", protocol(call.version), gateway.proxy_name);
     let forwarded = forwarded(call.peer, authority(call).as_deref(), gateway.config.listen.scheme);
-    add(&mut headers, CONSISTENCY_TOKEN, &sealed);
-    add(&mut headers, header::VIA, &via);
+    headers.insert(CONSISTENCY_TOKEN, gateway.carrier.header(&call.token));
+    add(&mut headers, header::VIA, &via(gateway, call.version));
     add(&mut headers, header::FORWARDED, &forwarded);
-    add(&mut headers, REQUEST_ID, &call.id);
+    headers.insert(REQUEST_ID, call.id.header());
     headers
 }
 
 /// The headers of an answer as the caller gets them. What it says to us is read elsewhere.
-pub fn answered(gateway: &Gateway, headers: &HeaderMap, version: Version) -> HeaderMap {
+pub fn answered(gateway: &Gateway, headers: HeaderMap, version: Version) -> HeaderMap {
     let ours = [CONSISTENCY_TOKEN, CONSISTENCY_POSITION, crate::forward::CONSISTENCY_STATUS];
     let mut headers = end_to_end(headers, &ours);
-    add(&mut headers, header::VIA, &format!("{} {}", protocol(version), gateway.proxy_name));
+    add(&mut headers, header::VIA, &via(gateway, version));
     headers
 }
 
@@ -63,22 +64,26 @@ pub fn came_back(gateway: &Gateway, headers: &HeaderMap) -> bool {
 }
 
 /// Without what is said to the connection, by regions, or in `ours`.
-fn end_to_end(headers: &HeaderMap, ours: &[HeaderName]) -> HeaderMap {
+fn end_to_end(mut headers: HeaderMap, ours: &[HeaderName]) -> HeaderMap {
     let named = headers.get_all(header::CONNECTION).iter();
     let named = named.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let named: Vec<&str> = named.map(str::trim).collect();
     let ends_here = |name: &&HeaderName| {
-        HOP_BY_HOP.contains(name)
+        is_hop_by_hop(name)
             || ours.contains(name)
             || hop::is_of_regions(name)
             || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str()))
     };
-    let mut kept = headers.clone();
-    // Few are looked up to be taken out: most requests have few that end here.
-    for name in headers.keys().filter(ends_here) {
-        kept.remove(name);
+    let ending: Vec<HeaderName> = headers.keys().filter(ends_here).cloned().collect();
+    for name in ending {
+        headers.remove(name);
     }
-    kept
+    headers
+}
+
+/// What we add to `Via` for a message that came by this protocol.
+fn via(gateway: &Gateway, version: Version) -> String {
+    [protocol(version), &gateway.proxy_name].join(" ")
 }
 
 fn protocol(version: Version) -> &'static str {
@@ -140,7 +145,7 @@ mod tests {
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        let kept = end_to_end(&headers, &[header::ACCEPT_ENCODING]);
+        let kept = end_to_end(headers, &[header::ACCEPT_ENCODING]);
         let mut names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "set-cookie", "set-cookie"]);

@@ -150,14 +150,16 @@ impl Read<'_> {
     async fn ask(&mut self) -> Facts {
         let began = Instant::now();
         let remembered = self.remembered().verdict;
-        let asked = Asked {
-            method: &self.call.method,
-            path_and_query: &self.call.path_and_query(),
-            headers: headers::outgoing(self.gateway, self.call),
-            body: Body::from(self.call.body.clone()),
-            deadline: self.call.deadline,
+        let (call, path_and_query) = (self.call, self.call.path_and_query());
+        let asked = || Asked {
+            method: &call.method,
+            path_and_query: &path_and_query,
+            headers: headers::outgoing(self.gateway, call),
+            body: Body::from(call.body.clone()),
+            deadline: call.deadline,
         };
-        let served = self.route.backend.ask(asked).await;
+        let again = || call.method.is_safe().then(asked);
+        let served = self.route.backend.ask(asked(), again).await;
         self.timing.read += began.elapsed();
         match served {
             Ok(served) => {
@@ -170,7 +172,7 @@ impl Read<'_> {
                 Facts { verdict, served: Some(served), asked: read.is_some() }
             }
             Err(error) => {
-                tracing::debug!(%error, request_id = self.call.id, "the service did not answer");
+                tracing::debug!(%error, request_id = &*self.call.id, "the service did not answer");
                 self.failure = Some(error);
                 Facts { verdict: Verdict::Behind, served: None, asked: true }
             }

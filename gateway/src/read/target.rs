@@ -57,9 +57,9 @@ pub const CURSOR_CHARS_MAX: usize = 1024;
 impl Target {
     /// Reads what a path and a query name.
     pub fn of(gateway: &Gateway, call: &Call, view: &str, key: &str) -> Result<Self, Error> {
-        let (view, key) = (request::decoded(view)?, request::decoded(key)?);
+        let (view, key) = (request::decoded(view)?, request::decoded(key)?.into_owned());
         let (definition, view) =
-            gateway.domain.view(&view).ok_or_else(|| Error::UnknownView(view.clone()))?;
+            gateway.domain.view(&view).ok_or_else(|| Error::UnknownView(view.into_owned()))?;
         let is_it = |known: &ViewDefinition| known.name() == view.name();
         let place = definition.views().iter().position(is_it).unwrap_or_default();
         let target = |scope, question, after_page| Self {

@@ -210,7 +210,7 @@ impl KeysServer {
         let (asked, set) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(set)));
         let (count, body) = (Arc::clone(&asked), Arc::clone(&set));
         let stop = CancellationToken::new();
-        let answer = move |_| {
+        let answer = move |_, _| {
             count.fetch_add(1, Ordering::SeqCst);
             let body = Bytes::from(body.lock().unwrap().clone());
             async { http::Response::new(Full::new(body)) }

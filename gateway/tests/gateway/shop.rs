@@ -54,7 +54,7 @@ impl Shop {
         });
         let stop = CancellationToken::new();
         let answering = Arc::clone(&state);
-        let answer = move |request| answer(Arc::clone(&answering), request);
+        let answer = move |request, _| answer(Arc::clone(&answering), request);
         tokio::spawn(serve(listener, ServerLimits::default(), answer, stop.clone()));
         Self { url, state, stop }
     }

@@ -48,7 +48,7 @@ impl TestLog {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let answering = Arc::clone(&shared);
-        let service = move |request: Request<Incoming>| {
+        let service = move |request: Request<Incoming>, _| {
             let (response, slow) = (answering.answer(&request), answering.is_slow(&request));
             async move {
                 if slow {

@@ -7,11 +7,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use crate::{AggregateId, Epoch, LogPosition, Name, NameError, Position, Version};
 
 /// The header by which the server drops a message that it already has.
 pub const MESSAGE_ID_HEADER: &str = "Nats-Msg-Id";
+
+/// As many headers of an event as there can be.
+const HEADER_COUNT_MAX: usize = 14;
 
 /// Names of the headers that every message of the stream carries. `traceparent` and the last two of
 /// `Tidemark-` are there only when the event has them.
@@ -231,27 +235,38 @@ pub enum EventError {
 impl Event {
     /// The message's headers, in a fixed order.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
-        let mut headers = vec![
-            (MESSAGE_ID_HEADER, hyphenated(self.id.get())),
-            (header::EPOCH, self.at.epoch.to_string()),
-            (header::POSITION, self.at.position.to_string()),
-            (header::PREVIOUS_ID, hyphenated(self.previous_id.get())),
-            (header::AGGREGATE_TYPE, self.aggregate.kind().as_str().to_owned()),
-            (header::AGGREGATE_ID, self.aggregate.id().to_owned()),
-            (header::VERSION, self.version.to_string()),
-            (header::EVENT_TYPE, self.event_type.as_str().to_owned()),
-            (header::SCHEMA_VERSION, self.schema_version.get().to_string()),
-            (header::COMMITTED_AT, self.committed_at.unix_micros().to_string()),
-            (header::CORRELATION_ID, hyphenated(self.correlation_id)),
-            (header::CAUSATION_ID, hyphenated(self.causation_id)),
-        ];
+        let mut headers = Vec::with_capacity(HEADER_COUNT_MAX);
+        self.each_header(|name, value| headers.push((name, value.text())));
+        headers
+    }
+
+    /// The same as they go over the wire: `name: value`, each with the end of its line before it.
+    pub fn write_headers(&self, lines: &mut String) {
+        self.each_header(|name, value| {
+            lines.extend(["\r\n", name, ": "]);
+            value.write(lines);
+        });
+    }
+
+    fn each_header(&self, mut header: impl FnMut(&'static str, Value<'_>)) {
+        header(MESSAGE_ID_HEADER, Value::Id(self.id.get()));
+        header(header::EPOCH, Value::Number(self.at.epoch.get().into()));
+        header(header::POSITION, Value::Number(self.at.position.get()));
+        header(header::PREVIOUS_ID, Value::Id(self.previous_id.get()));
+        header(header::AGGREGATE_TYPE, Value::Text(self.aggregate.kind().as_str()));
+        header(header::AGGREGATE_ID, Value::Text(self.aggregate.id()));
+        header(header::VERSION, Value::Number(self.version.get()));
+        header(header::EVENT_TYPE, Value::Text(self.event_type.as_str()));
+        header(header::SCHEMA_VERSION, Value::Number(self.schema_version.get().into()));
+        header(header::COMMITTED_AT, Value::Micros(self.committed_at.unix_micros()));
+        header(header::CORRELATION_ID, Value::Id(self.correlation_id));
+        header(header::CAUSATION_ID, Value::Id(self.causation_id));
         if let Some(hash) = &self.idempotency_key_hash {
-            headers.push((header::IDEMPOTENCY_KEY_HASH, to_hex(hash)));
+            header(header::IDEMPOTENCY_KEY_HASH, Value::Hash(hash));
         }
         if let Some(parent) = &self.traceparent {
-            headers.push((header::TRACEPARENT, parent.as_str().to_owned()));
+            header(header::TRACEPARENT, Value::Text(parent.as_str()));
         }
-        headers
     }
 
     /// Reads a message back. `header` looks one up by its name.
@@ -307,24 +322,66 @@ impl Event {
         const PREAMBLE: usize = "NATS/1.0\r\n\r\n".len();
         const EXPECTED_SEQUENCE: usize =
             "Nats-Expected-Last-Sequence: 18446744073709551615\r\n".len();
-        let headers =
-            self.headers().iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
+        let mut headers = 0;
+        self.each_header(|name, value| headers += name.len() + value.bytes() + 4);
         PREAMBLE + EXPECTED_SEQUENCE + headers + self.data.len()
     }
+}
+
+/// What a header says. Every append is measured before its events are messages, so how long the text
+/// would be is known without making it.
+#[derive(Debug, Clone, Copy)]
+enum Value<'a> {
+    Text(&'a str),
+    Number(u64),
+    Micros(i64),
+    Id(Uuid),
+    Hash(&'a [u8; 32]),
+}
+
+impl Value<'_> {
+    fn text(self) -> String {
+        let mut text = String::with_capacity(self.bytes());
+        self.write(&mut text);
+        text
+    }
+
+    fn write(self, text: &mut String) {
+        match self {
+            Self::Text(value) => text.push_str(value),
+            Self::Number(number) => text.push_str(&number.to_string()),
+            Self::Micros(micros) => text.push_str(&micros.to_string()),
+            // As `Display` would write it, without its detours: every event has four of them.
+            Self::Id(id) => {
+                text.push_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+            }
+            Self::Hash(hash) => text.extend(hex_digits(hash)),
+        }
+    }
+
+    /// Bytes of the text.
+    fn bytes(self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Number(number) => digit_count(number),
+            Self::Micros(micros) => usize::from(micros < 0) + digit_count(micros.unsigned_abs()),
+            Self::Id(_) => Hyphenated::LENGTH,
+            Self::Hash(hash) => 2 * hash.len(),
+        }
+    }
+}
+
+fn digit_count(number: u64) -> usize {
+    number.checked_ilog10().map_or(1, |tens| tens as usize + 1)
 }
 
 fn parsed<T: std::str::FromStr>(name: &'static str, text: &str) -> Result<T, EventError> {
     text.parse().map_err(|_| EventError::Malformed(name))
 }
 
-/// As `Display` would write it, without its detours: every event has four of them.
-fn hyphenated(id: Uuid) -> String {
-    id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned()
-}
-
-fn to_hex(bytes: &[u8]) -> String {
+fn hex_digits(bytes: &[u8]) -> impl Iterator<Item = char> {
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
 }
 
 fn from_hex(text: &str) -> Option<[u8; 32]> {
@@ -340,6 +397,8 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn event() -> Event {
@@ -387,6 +446,58 @@ mod tests {
             let mut headers = event.headers();
             let (name, _) = headers.remove(at);
             assert!(matches!(read_back(&headers, "{}"), Err(EventError::Missing(n)) if n == name));
+        }
+    }
+
+    /// The block of headers as it is sent, with the longest position that the server can be told to expect.
+    fn block(event: &Event) -> String {
+        let mut block = format!("NATS/1.0\r\nNats-Expected-Last-Sequence: {}\r\n", u64::MAX);
+        for (name, value) in event.headers() {
+            block += &format!("{name}: {value}\r\n");
+        }
+        block + "\r\n"
+    }
+
+    #[test]
+    fn a_number_is_measured_as_it_is_written() {
+        let powers = (0..20).map(|exponent| 10u64.pow(exponent));
+        let edges = powers.flat_map(|power| [power - 1, power, power + 1]);
+        for number in edges.chain([u64::MAX]) {
+            let written = Value::Number(number);
+            assert_eq!(written.bytes(), written.text().len(), "{number}");
+            for micros in [number.cast_signed(), number.cast_signed().wrapping_neg()] {
+                let written = Value::Micros(micros);
+                assert_eq!(written.bytes(), written.text().len(), "{micros}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_measured_and_what_is_written_are_the_headers(
+            (epoch, position, version) in (1..=i32::MAX as u32, 0..=i64::MAX as u64, 0..=i64::MAX as u64),
+            (kind, id, event_type) in ("[a-z]{1,64}", "[!-.0-~]{1,128}", "[A-Z]{1,64}"),
+            (schema, micros, hash) in (1..=i16::MAX as u16, any::<i64>(), any::<Option<[u8; 32]>>()),
+            is_traced in any::<bool>(),
+            data in ".*",
+        ) {
+            let event = Event {
+                at: LogPosition::new(Epoch::new(epoch).unwrap(), Position::new(position).unwrap()),
+                aggregate: AggregateId::new(Name::new(kind).unwrap(), id).unwrap(),
+                version: Version::new(version).unwrap(),
+                event_type: Name::new(event_type).unwrap(),
+                schema_version: SchemaVersion::new(schema).unwrap(),
+                committed_at: CommittedAt::from_unix_micros(micros),
+                idempotency_key_hash: hash,
+                traceparent: event().traceparent.filter(|_| is_traced),
+                data,
+                ..event()
+            };
+            prop_assert_eq!(event.message_bytes(), block(&event).len() + event.data.len());
+            let mut written = format!("NATS/1.0\r\nNats-Expected-Last-Sequence: {}", u64::MAX);
+            event.write_headers(&mut written);
+            prop_assert_eq!(written + "\r\n\r\n", block(&event));
+            prop_assert_eq!(read_back(&event.headers(), &event.data).unwrap(), event);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use consistency::{Epoch, Event, EventId, LogPosition, Position, Version, stream_name};
+use consistency::{Epoch, Event, EventId, LogPosition, Position, Version};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::append::{Append, NewEvent};
@@ -11,6 +11,8 @@ use crate::{InvalidAppend, StoreConfig};
 
 /// The header by which the server refuses a message that is meant for another epoch's stream.
 pub(crate) const EXPECTED_STREAM_HEADER: &str = "Nats-Expected-Stream";
+/// Bytes of that header in the newest epoch that there can be.
+const EXPECTED_STREAM_BYTES: usize = "Nats-Expected-Stream: EVENTS-2147483647\r\n".len();
 
 /// Bytes that the append's messages take on the stream, once it is known to keep its bounds.
 pub(crate) fn check(
@@ -25,10 +27,12 @@ pub(crate) fn check(
     if count > config.append_events_max {
         return Err(InvalidAppend::TooManyEvents { count, max: config.append_events_max });
     }
-    let mut ids = HashSet::with_capacity(count);
+    // Most appends are of one event, which repeats none.
+    let is_repeatable = count > 1;
+    let mut ids = HashSet::new();
     let mut bytes_together = 0;
     for (index, event) in append.events.iter().enumerate() {
-        if !ids.insert(event.id) {
+        if is_repeatable && !ids.insert(event.id) {
             return Err(InvalidAppend::RepeatedId { index });
         }
         let bytes = message_bytes_max(append, event);
@@ -63,8 +67,7 @@ fn message_bytes_max(append: &Append, event: &NewEvent) -> usize {
         traceparent: append.traceparent.clone(),
         data: String::new(),
     };
-    let expected_stream = EXPECTED_STREAM_HEADER.len() + stream_name(newest).len() + 4;
-    anywhere.message_bytes() + expected_stream + event.data.len()
+    anywhere.message_bytes() + EXPECTED_STREAM_BYTES + event.data.len()
 }
 
 fn check_data(index: usize, data: &str) -> Result<(), InvalidAppend> {
@@ -125,5 +128,19 @@ impl<'de> Visitor<'de> for Walk {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Readable, A::Error> {
         while members.next_entry::<Readable, Readable>()?.is_some() {}
         Ok(Readable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consistency::stream_name;
+
+    use super::*;
+
+    #[test]
+    fn the_longest_name_of_a_stream_is_counted() {
+        let newest = Epoch::new(i32::MAX as u32).unwrap();
+        let header = format!("{EXPECTED_STREAM_HEADER}: {}\r\n", stream_name(newest));
+        assert_eq!(EXPECTED_STREAM_BYTES, header.len());
     }
 }

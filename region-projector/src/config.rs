@@ -84,7 +84,8 @@ pub struct StreamConfig {
     /// A stalled mirror is nudged this often at most.
     #[serde(default = "nudge_interval_default")]
     pub nudge_interval: Period,
-    /// Bytes that one request to the stream brings at most, unless it is a single message.
+    /// Bytes that one request to the stream brings at most, unless it is a single message; and of the last
+    /// messages that are kept for all who follow the stream's end.
     #[serde(default = "pull_bytes_default")]
     pub pull_bytes_max: usize,
 }

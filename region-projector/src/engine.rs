@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
 use consistency::{Adoption, Epoch, EpochHistory, LogPosition, Position};
 use process::postgres::AtHand;
 use projection::ProjectionDefinition;
@@ -27,7 +26,7 @@ use crate::dead_letters::DeadLetterError;
 use crate::epochs::{self, Epochs};
 use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
-use crate::reader::pull::Bounds;
+use crate::reader::tail::Tail;
 use crate::retry::Backoff;
 use crate::sharing::rows::{self, Snapshot};
 use crate::sharing::{Sharing, split::Moves};
@@ -41,20 +40,16 @@ pub struct Shared {
     /// The region's database; a pool of the version's own, so that one that is stuck has no other's
     /// connections.
     pub connections: AtHand,
-    /// The region's NATS server.
-    pub context: Context,
     /// The epochs whose newest is read.
     pub history: EpochHistory,
-    /// Its stream.
-    pub stream: String,
+    /// The end of its stream.
+    pub tail: Tail,
     /// Where newer ones are learnt.
     pub epochs: Epochs,
     /// The primary's log.
     pub log: LogClient,
     /// Events of one page.
     pub page_events_max: usize,
-    /// What one request to the stream brings at most.
-    pub pull_bounds: Bounds,
     /// Events that are read from the log at most because the stream has them no more.
     pub bridge_events_max: u64,
     /// Where the stream begins.

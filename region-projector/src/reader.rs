@@ -5,12 +5,12 @@
 //! there; until that succeeds no partition moves.
 
 pub mod pull;
+pub mod tail;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
 use consistency::{CommittedAt, Event, Position};
 use projection::ProjectionDefinition;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -23,7 +23,8 @@ use crate::log::{LogClient, LogError};
 use crate::retry::Backoff;
 use crate::status::Status;
 use crate::telemetry::{FetchReason, Telemetry};
-use pull::{Bounds, Pull, PullError, Read};
+use pull::{PullError, Read};
+use tail::Tail;
 
 /// A stretch of the log, unbroken from the chunk before it, as one partition sees it.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ pub enum Ended {
 #[derive(Debug, thiserror::Error)]
 enum Paused {
     #[error("the stream cannot be read")]
-    Stream(#[from] PullError),
+    Stream(#[from] Arc<PullError>),
     #[error("the log cannot be read")]
     Log(#[from] LogError),
     #[error("the log has no events after position {0} that the stream has")]
@@ -74,16 +75,12 @@ pub struct Reader {
     pub definition: ProjectionDefinition,
     /// One sender for each partition that is held here. Events of the others are passed over.
     pub partitions: BTreeMap<u16, mpsc::Sender<Chunk>>,
-    /// The region's server.
-    pub context: Context,
     /// The stream of the chain's epoch.
-    pub stream: String,
+    pub tail: Tail,
     /// The primary's log.
     pub log: LogClient,
     /// Events of one page.
     pub page_events_max: usize,
-    /// What one request to the stream brings at most.
-    pub pull_bounds: Bounds,
     /// Events that are read from the log at most because the stream has them no more.
     pub bridge_events_max: u64,
     /// Bytes of events that wait for all partitions together at most.
@@ -113,7 +110,7 @@ pub struct Reader {
 impl Reader {
     /// Reads until it is stopped or the chain breaks.
     pub async fn run(mut self, stop: CancellationToken) -> Ended {
-        let mut pull = None;
+        let mut intake = self.tail.intake();
         loop {
             let step = tokio::select! {
                 biased;
@@ -125,21 +122,20 @@ impl Reader {
                 }
                 // A stalled mirror brings nothing, so the log is read instead until it moves again.
                 () = stalled(&mut self.stalled) => {
-                    pull = None;
+                    intake.leave();
                     self.follow_log().await
                 }
                 // It has lost what comes next, and says nothing while nothing new happens.
                 begins = begins_after(&mut self.begins, self.chain.end().position) => {
                     self.fetch(begins.previous(), FetchReason::Retention).await
                 }
-                read = next(&mut pull, &self.context, &self.stream, self.chain.end().position,
-                    self.pull_bounds) => match read {
+                read = intake.next(self.chain.end().position) => match read {
                     Ok(reads) => self.join(reads).await,
                     Err(error) => Err(error.into()),
                 },
             };
-            if let Some(pull) = &pull {
-                self.status.raise_head(self.chain.epoch(), Pull::head(pull));
+            if let Some(head) = intake.head() {
+                self.status.raise_head(self.chain.epoch(), head);
             }
             match step {
                 Ok(()) => self.recovered(),
@@ -151,7 +147,7 @@ impl Reader {
                     | Paused::Short(_)
                     | Paused::TooFar { .. }),
                 ) => {
-                    pull = None;
+                    intake.leave();
                     if stop.run_until_cancelled(self.pause(&paused)).await.is_none() {
                         return Ended::Stopped;
                     }
@@ -196,12 +192,12 @@ impl Reader {
         for read in reads {
             match read {
                 Read::Event(event) => match self.chain.join(&event)? {
-                    Link::Next => self.add(stretch, *event),
+                    Link::Next => self.add(stretch, event),
                     Link::Seen => {}
                     Link::Hole => {
                         self.dispatch(stretch).await?;
                         self.fetch(event.at.position.previous(), FetchReason::Hole).await?;
-                        self.join_event(stretch, *event)?;
+                        self.join_event(stretch, event)?;
                     }
                 },
                 Read::Unreadable { position, .. } if position <= self.chain.end().position => {}
@@ -216,7 +212,7 @@ impl Reader {
     }
 
     /// Joins an event that nothing may be missing before any more.
-    fn join_event(&mut self, stretch: &mut Stretch, event: Event) -> Result<(), Paused> {
+    fn join_event(&mut self, stretch: &mut Stretch, event: Arc<Event>) -> Result<(), Paused> {
         match self.chain.join(&event)? {
             Link::Next => self.add(stretch, event),
             Link::Seen => {}
@@ -268,7 +264,7 @@ impl Reader {
             self.status.raise_head(head.epoch, head.position);
         }
         let mut stretch = Stretch::default();
-        let mut events = page.events.into_iter();
+        let mut events = page.events.into_iter().map(Arc::new);
         let joined = events.try_for_each(|event| self.join_event(&mut stretch, event));
         let fetched = self.chain.end().position.since(after);
         if fetched > 0 {
@@ -280,12 +276,12 @@ impl Reader {
         joined.map(|()| fetched)
     }
 
-    fn add(&self, stretch: &mut Stretch, event: Event) {
+    fn add(&self, stretch: &mut Stretch, event: Arc<Event>) {
         stretch.began.get_or_insert(event.committed_at);
         stretch.through = Some((Mark::of(&event), event.committed_at));
         let partition = self.definition.partition_of(&event.aggregate);
         if let Some(partition) = partition.filter(|own| self.partitions.contains_key(own)) {
-            stretch.events.entry(partition).or_default().push(event);
+            stretch.events.entry(partition).or_default().push(Arc::unwrap_or_clone(event));
         }
     }
 
@@ -343,20 +339,6 @@ async fn begins_after(begins: &mut watch::Receiver<Position>, end: Position) -> 
         // The watch is gone with the service.
         Err(_) => std::future::pending().await,
     }
-}
-
-async fn next(
-    pull: &mut Option<Pull>,
-    context: &Context,
-    stream: &str,
-    after: Position,
-    bounds: Bounds,
-) -> Result<Vec<Read>, PullError> {
-    let pull = match pull {
-        Some(pull) => pull,
-        None => pull.insert(Pull::open(context, stream, after, bounds).await?),
-    };
-    pull.next().await
 }
 
 /// Waits until the mirror is stalled.

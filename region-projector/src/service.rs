@@ -31,7 +31,8 @@ use crate::health::{Health, Part, chain_of};
 use crate::log::LogClient;
 use crate::mirror::Mirror;
 use crate::mirror::watch::{Kept, StreamWatch};
-use crate::reader::pull::Bounds;
+use crate::reader::pull::{Bounds, Stream};
+use crate::reader::tail::{self, Tail};
 use crate::retry::Backoff;
 use crate::sharing::rows::Share;
 use crate::sharing::{Keeper, Shareable, Sharing};
@@ -188,14 +189,16 @@ impl Work {
         let over = stop.child_token();
         let (stalled, stalled_seen) = watch::channel(false);
         let (begins, begins_seen) = watch::channel(Position::ZERO);
-        let shared = self.shared(&history, (sharing, epochs), (stalled_seen, begins_seen));
+        let (tail, tail_reader) = tail::of(self.stream(&history));
+        let shared = self.shared(&history, (sharing, epochs), (stalled_seen, begins_seen), tail);
         let watching = self.stream_watch(&history, (stalled, begins)).run(over.clone());
         let watching = tokio::spawn(watching);
         self.health.well(Part::Start, SERVICE);
         let mut seen = sharing.seen();
         // What is known already is news to these engines.
         seen.mark_changed();
-        let mut running = pin!(Engines::new(self, shared, over.clone()).run(seen));
+        let engines = Engines::new(self, shared, tail_reader, over.clone());
+        let mut running = pin!(engines.run(seen));
         let outcome = loop {
             tokio::select! {
                 biased;
@@ -260,23 +263,30 @@ impl Work {
         Ok(Keeper::new(pool, self.name.clone(), config, shareable, known))
     }
 
+    fn stream(&self, history: &EpochHistory) -> Stream {
+        let batch = self.config.primary_log.page_events_max;
+        Stream {
+            context: jetstream::new(self.nats.client.clone()),
+            name: stream_name(history.current()),
+            bounds: Bounds { batch, bytes_max: self.config.nats.pull_bytes_max },
+        }
+    }
+
     fn shared(
         &self,
         history: &EpochHistory,
         (sharing, epochs): (&Sharing, &Epochs),
         (stalled, begins): (watch::Receiver<bool>, watch::Receiver<Position>),
+        tail: Tail,
     ) -> Shared {
-        let batch = self.config.primary_log.page_events_max;
         let client = self.nats.client.clone();
         Shared {
             connections: AtHand::new(self.pool.clone(), 1),
-            context: jetstream::new(client.clone()),
-            stream: stream_name(history.current()),
+            tail,
             history: history.clone(),
             epochs: epochs.clone(),
             log: self.log.clone(),
             page_events_max: self.config.primary_log.page_events_max,
-            pull_bounds: Bounds { batch, bytes_max: self.config.nats.pull_bytes_max },
             bridge_events_max: self.config.primary_log.bridge_events_max,
             begins,
             stalled,

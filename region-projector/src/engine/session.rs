@@ -139,17 +139,14 @@ impl Engine {
 
     fn reader(&self, chain: Chain, partitions: BTreeMap<u16, mpsc::Sender<Chunk>>) -> Reader {
         let shared = self.shared.clone();
-        let Shared { context, stream, log, stalled, status, health, telemetry, config, .. } =
-            shared;
+        let Shared { tail, log, stalled, status, health, telemetry, config, .. } = shared;
         Reader {
             key: self.key.clone(),
             definition: self.definition.clone(),
             partitions,
-            context,
-            stream,
+            tail,
             log,
             page_events_max: shared.page_events_max,
-            pull_bounds: shared.pull_bounds,
             bridge_events_max: shared.bridge_events_max,
             queue_bytes_max: config.queue_bytes_max,
             room: Arc::new(Semaphore::new(config.queue_bytes_max as usize)),

@@ -4,6 +4,7 @@
 //! made anew at any position. The client's own message stream is not used, since it takes half a
 //! minute to notice a lost request and raises false alarms while the application is busy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{BatchConfig, Config};
@@ -13,6 +14,8 @@ use async_nats::{Message, StatusCode, Subject, Subscriber};
 use consistency::{Event, Position};
 use futures::{FutureExt, StreamExt};
 use tokio::time::timeout;
+
+use super::bytes_of;
 
 /// A request waits this long at the server before it is asked again.
 const EXPIRES: Duration = Duration::from_secs(5);
@@ -59,13 +62,16 @@ pub enum PullError {
     /// A message that does not come from a stream.
     #[error("a message has no place in a stream")]
     Stray,
+    /// Whoever reads for all has ended.
+    #[error("the stream is not read any more")]
+    Over,
 }
 
-/// One message of the stream.
-#[derive(Debug)]
+/// One message of the stream. Cheap to clone.
+#[derive(Debug, Clone)]
 pub enum Read {
     /// An event in its place.
-    Event(Box<Event>),
+    Event(Arc<Event>),
     /// Something that is not the event of its place. The log knows what belongs there.
     Unreadable {
         /// Its place in the stream.
@@ -73,6 +79,24 @@ pub enum Read {
         /// What is wrong with it; a closed set of texts.
         reason: String,
     },
+}
+
+impl Read {
+    /// Its place in the stream.
+    pub fn position(&self) -> Position {
+        match self {
+            Self::Event(event) => event.at.position,
+            Self::Unreadable { position, .. } => *position,
+        }
+    }
+
+    /// What it takes of memory, nearly.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Event(event) => bytes_of(event),
+            Self::Unreadable { reason, .. } => size_of::<Self>() + reason.len(),
+        }
+    }
 }
 
 /// A consumer and its requests.
@@ -89,6 +113,19 @@ pub struct Pull {
     /// The next message is larger than a request may bring.
     is_large: bool,
     head: Position,
+    /// Messages that the stream had after the last one that was taken, when the server sent that.
+    pending: u64,
+}
+
+/// A stream, and how it is asked.
+#[derive(Clone)]
+pub struct Stream {
+    /// The region's server.
+    pub context: Context,
+    /// Its name.
+    pub name: String,
+    /// What one request brings at most.
+    pub bounds: Bounds,
 }
 
 /// What one request brings at most.
@@ -102,12 +139,8 @@ pub struct Bounds {
 
 impl Pull {
     /// Reads on after `after`.
-    pub async fn open(
-        context: &Context,
-        stream: &str,
-        after: Position,
-        bounds: Bounds,
-    ) -> Result<Self, PullError> {
+    pub async fn open(stream: &Stream, after: Position) -> Result<Self, PullError> {
+        let Stream { context, name, bounds } = stream;
         let config = Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after.next().get() },
             ack_policy: AckPolicy::None,
@@ -116,15 +149,32 @@ impl Pull {
             num_replicas: 1,
             ..Config::default()
         };
-        let made = timeout(REQUEST_MAX, context.create_consumer_on_stream(config, stream));
+        let made = timeout(REQUEST_MAX, context.create_consumer_on_stream(config, name));
         let consumer = made.await.map_err(|_| PullError::Deadline)??;
         let client = context.client();
         let inbox = Subject::from(client.new_inbox());
         let messages = client.subscribe(inbox.clone()).await?;
-        let context = context.clone();
-        let (wanted, met, is_large) = (0, true, false);
-        let head = after;
-        Ok(Self { context, consumer, inbox, messages, bounds, wanted, met, is_large, head })
+        let pending = consumer.cached_info().num_pending;
+        let (context, bounds) = (context.clone(), *bounds);
+        let (wanted, met, is_large, head) = (0, true, false, after);
+        let pull = Self {
+            context,
+            consumer,
+            inbox,
+            messages,
+            bounds,
+            wanted,
+            met,
+            is_large,
+            head,
+            pending,
+        };
+        Ok(pull)
+    }
+
+    /// Whether the stream had nothing more, when the server last said.
+    pub fn is_at_end(&self) -> bool {
+        self.pending == 0
     }
 
     /// The last position of the stream, as far as the server has said.
@@ -202,11 +252,12 @@ impl Pull {
         let message = jetstream::Message { message, context: self.context.clone() };
         let info = message.info().map_err(|_| PullError::Stray)?;
         let position = Position::new(info.stream_sequence).ok_or(PullError::Stray)?;
+        self.pending = info.pending;
         self.head = self.head.max(position.plus(info.pending));
         let headers = message.message.headers.unwrap_or_default();
         let find = |name: &'static str| headers.get(name).map(|value| value.as_str());
         let read = match Event::from_message(find, message.message.payload.into()) {
-            Ok(event) if event.at.position == position => Read::Event(Box::new(event)),
+            Ok(event) if event.at.position == position => Read::Event(Arc::new(event)),
             Ok(_) => Read::Unreadable { position, reason: "is of another position".to_owned() },
             Err(error) => Read::Unreadable { position, reason: error.to_string() },
         };

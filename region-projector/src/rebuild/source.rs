@@ -17,7 +17,8 @@ use super::{RebuildError, Work};
 use crate::chain::Chain;
 use crate::checkpoint::{self, Held};
 use crate::health::Health;
-use crate::reader::pull::Bounds;
+use crate::reader::pull::{Bounds, Stream};
+use crate::reader::tail::{self, Tail};
 use crate::reader::{Chunk, Ended, Reader};
 use crate::retry::Backoff;
 use crate::service::stream_watch;
@@ -44,6 +45,8 @@ impl Work {
         let watching = stream_watch(&self.config, &self.client, &job.history, told, known);
         let mut tasks = JoinSet::new();
         tasks.spawn(watching.run(over.clone()));
+        let (tail, tail_reader) = tail::of(self.stream(job));
+        tasks.spawn(tail_reader.run(over.clone()));
         let chain = Chain::new(job.history.clone(), held.iter().map(|held| held.mark))?;
         let mut senders = BTreeMap::new();
         let mut workers = JoinSet::new();
@@ -58,7 +61,7 @@ impl Work {
         }
         tasks.spawn(follow(marks, self.progress.clone()));
         let room = self.config.rebuild.queue_bytes_max;
-        let reader = self.reader(job, chain, senders, (stalled_seen, begins_seen), room);
+        let reader = self.reader(job, chain, (tail, senders), (stalled_seen, begins_seen), room);
         let mut reader = tokio::spawn(reader.run(over.clone()));
         let mut reading = true;
         loop {
@@ -121,11 +124,20 @@ impl Work {
         (folding, mark)
     }
 
+    fn stream(&self, job: &Job) -> Stream {
+        let bytes_max = self.config.nats.pull_bytes_max;
+        Stream {
+            context: jetstream::new(self.client.clone()),
+            name: stream_name(job.history.current()),
+            bounds: Bounds { batch: PULL_EVENTS_MAX, bytes_max },
+        }
+    }
+
     fn reader(
         &self,
         job: &Job,
         chain: Chain,
-        partitions: BTreeMap<u16, mpsc::Sender<Chunk>>,
+        (tail, partitions): (Tail, BTreeMap<u16, mpsc::Sender<Chunk>>),
         (stalled, begins): (watch::Receiver<bool>, watch::Receiver<Position>),
         room: u32,
     ) -> Reader {
@@ -135,14 +147,9 @@ impl Work {
             key: job.key.clone(),
             definition: job.definition.clone(),
             partitions,
-            context: jetstream::new(self.client.clone()),
-            stream: stream_name(job.history.current()),
+            tail,
             log: self.log.clone(),
             page_events_max: limits.page_events_max,
-            pull_bounds: Bounds {
-                batch: PULL_EVENTS_MAX,
-                bytes_max: self.config.nats.pull_bytes_max,
-            },
             // Whoever rebuilds wants all of it, wherever it is to be had.
             bridge_events_max: u64::MAX,
             queue_bytes_max: room,

@@ -14,6 +14,7 @@ use super::{SERVICE, Work};
 use crate::checkpoint::VersionKey;
 use crate::engine::{Engine, Shared};
 use crate::health::chain_of;
+use crate::reader::tail::TailReader;
 use crate::sharing::rows::Snapshot;
 use crate::start::{StartError, key_of};
 use crate::versions::Version;
@@ -46,9 +47,16 @@ struct Running {
 }
 
 impl<'a> Engines<'a> {
-    /// None yet. They all end with `over`.
-    pub(super) fn new(work: &'a Work, shared: Shared, over: CancellationToken) -> Self {
-        Self { work, shared, over, tasks: JoinSet::new(), running: BTreeMap::new() }
+    /// None yet, but who reads the stream's end for them. They all end with `over`.
+    pub(super) fn new(
+        work: &'a Work,
+        shared: Shared,
+        tail_reader: TailReader,
+        over: CancellationToken,
+    ) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tail_reader.run(over.clone()));
+        Self { work, shared, over, tasks, running: BTreeMap::new() }
     }
 
     /// Follows what the database shows until everything is over, and all engines have ended.

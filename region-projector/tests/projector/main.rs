@@ -26,6 +26,7 @@ mod sharing;
 mod snapshots;
 mod slow_log;
 mod switching;
+mod tails;
 mod tally;
 mod tls;
 mod verifying;

@@ -46,7 +46,8 @@ impl Regions {
     }
 }
 
-fn measured(projector: &Projector, name: &str) -> f64 {
+/// What a metric comes to.
+pub fn measured(projector: &Projector, name: &str) -> f64 {
     let metrics = projector.metrics().render();
     let lines = metrics.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()

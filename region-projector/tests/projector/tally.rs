@@ -94,6 +94,21 @@ pub fn domain_with_totals() -> Domain {
     Domain::builder().projection(tallies).projection(totals).build().unwrap()
 }
 
+/// The tallies, and beside them the rollups `totals-a` and so on, as many as there are letters.
+pub fn domain_with_totals_of(letters: &str) -> Domain {
+    let tallies = Projection::document("tallies", 1, "tally", Tallies)
+        .row("tally")
+        .list("by-list")
+        .partitions(4);
+    let domain = Domain::builder().projection(tallies);
+    let domain = letters.chars().fold(domain, |domain, letter| {
+        let (name, view) = (format!("totals-{letter}"), format!("total-{letter}"));
+        let totals = Projection::rollup(&name, 1, "tally", &view, Totals);
+        domain.projection(totals.sum("total").max("largest"))
+    });
+    domain.build().unwrap()
+}
+
 /// Versions of the tallies and of the totals, each with its number of partitions.
 pub fn domain_of_versions(versions: &[(u32, u16)]) -> Domain {
     let domain = versions.iter().fold(Domain::builder(), |domain, (version, partition_count)| {

@@ -140,6 +140,7 @@ impl Read<'_> {
         decide(facts.verdict, self.target.scope, &mut self.chain, &budget)
     }
 
+    /// Who waits, waits in here: every other way to an answer is boxed, so that it takes no room meanwhile.
     async fn run(&mut self) -> Result<Answer, Error> {
         let mut facts = self.first_check().await;
         loop {
@@ -158,15 +159,15 @@ impl Read<'_> {
                     }
                 }
                 Decision::Wait { ms } => facts = self.wait(ms, facts).await?,
-                Decision::Forward => match self.forward("forward").await {
+                Decision::Forward => match Box::pin(self.forward("forward")).await {
                     Ok(answer) => return Ok(answer),
                     Err(fallback) => facts = fallen_back(fallback, facts),
                 },
-                Decision::Fold => match self.fold().await? {
+                Decision::Fold => match Box::pin(self.fold()).await? {
                     Ok(answer) => return Ok(answer),
                     Err(fallback) => facts = fallen_back(fallback, facts),
                 },
-                Decision::Linearize => match self.linearize().await? {
+                Decision::Linearize => match Box::pin(self.linearize()).await? {
                     Ok(answer) => return Ok(answer),
                     Err(fallback) => {
                         // What was seen before is older than what was asked for since.
@@ -230,7 +231,8 @@ impl Read<'_> {
             version: self.version(),
             join,
         };
-        let asked = self.gateway.read_models.ask(ask, || currency.moment(&target.projection));
+        let moment = || currency.moment(&target.projection);
+        let asked = self.gateway.read_models.ask(ask, moment);
         match tokio::time::timeout_at(deadline, asked).await {
             // Newer than what the caller was judged by: nobody has said what of it was kept.
             Ok(Ok(snapshot)) if self.is_passed_over(&snapshot) => {

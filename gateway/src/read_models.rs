@@ -257,7 +257,7 @@ impl ReadModels {
             let known = believed.and_then(|version| self.versions.get(ask.projection, version));
             let known = match known {
                 Some(known) => known,
-                None => self.active(ask.projection).await?,
+                None => Box::pin(self.active(ask.projection)).await?,
             };
             let version = known.definition.version();
             // The tables of the last one are not there, and it is still the one to be read.
@@ -306,7 +306,9 @@ impl ReadModels {
                 _,
             ) => {
                 let moment = moment();
-                (moment, false, self.look_alone(definition, view, ask.question).await?)
+                // Boxed, as above: thousands may wait for rows that are gathered, and need no room for it.
+                let looking = Box::pin(self.look_alone(definition, view, ask.question));
+                (moment, false, looking.await?)
             }
         };
         let found = found.complete(&definition.views()[view]);

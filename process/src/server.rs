@@ -186,12 +186,16 @@ impl Visit {
         let stall_max = limits.answer_stall_max.get();
         let conversing = async {
             tokio::select! {
+                biased;
+                // What moves does not stall.
                 ended = &mut connection => Some(ended),
                 () = stalls.met(stall_max) => None,
             }
         };
         let mut conversing = std::pin::pin!(conversing);
         let ended = tokio::select! {
+            biased;
+            // A request that has come is seen by this before time is up.
             ended = &mut conversing => ended,
             // The protocol is chosen by the first bytes, and hyper gives them all the time in the
             // world: who has not brought a request by now is let go.

@@ -231,8 +231,7 @@ impl Read<'_> {
             version: self.version(),
             join,
         };
-        let moment = || currency.moment(&target.projection);
-        let asked = self.gateway.read_models.ask(ask, moment);
+        let asked = self.gateway.read_models.ask(ask, || currency.moment(&target.projection));
         match tokio::time::timeout_at(deadline, asked).await {
             // Newer than what the caller was judged by: nobody has said what of it was kept.
             Ok(Ok(snapshot)) if self.is_passed_over(&snapshot) => {

@@ -1,6 +1,5 @@
 //! The call of the append function, and what its errors mean.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use consistency::{CommittedAt, Epoch, EventId, LogPosition, Version};
@@ -37,7 +36,7 @@ pub(crate) struct Called {
     pub before: EventId,
 }
 
-/// Commits the commands in one statement.
+/// Commits the commands in one statement, whatever they are.
 pub(crate) async fn append_events(
     connection: &mut PgConnection,
     log_id: Uuid,
@@ -60,11 +59,10 @@ pub(crate) async fn append_events(
                       as answered_at_micros,
                   last_event_id as "before!"
            from append_events_chained(
-               $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-               $19, $20, $21, $22, $23, $24, $25
+               false, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+               $18, $19, $20, $21, $22, $23, $24
            )
            order by command_number"#,
-        is_each_alone(commands),
         expected.seen.epoch.as_i32(),
         expected.seen.position.as_i64(),
         expected.judged.map(Epoch::as_i32) as _,
@@ -96,15 +94,6 @@ pub(crate) async fn append_events(
     let answers = rows.into_iter().zip(commands).map(|(row, command)| row.answer(&command.append));
     let answers = answers.collect::<Result<_, ReadError>>();
     Ok(Called { answers: answers.map_err(|error| sqlx::Error::Decode(error.into()))?, before })
-}
-
-/// Whether each command has one event and no key, and its aggregate to itself: then the function need not
-/// tell them apart.
-pub(crate) fn is_each_alone(commands: &[Arc<Command>]) -> bool {
-    let mut aggregates = HashSet::with_capacity(commands.len());
-    commands.iter().map(AsRef::as_ref).all(|Command { append, idempotency, .. }| {
-        idempotency.is_none() && append.events.len() == 1 && aggregates.insert(&append.aggregate)
-    })
 }
 
 /// What the append function answers to one command.
@@ -163,16 +152,16 @@ impl Row {
 
 /// The commands of a batch, a column each.
 #[derive(Default)]
-struct Commands<'a> {
-    aggregate_types: Vec<&'a str>,
-    aggregate_ids: Vec<&'a str>,
-    expected_epochs: Vec<Option<i32>>,
-    expected_versions: Vec<Option<i64>>,
+pub(crate) struct Commands<'a> {
+    pub aggregate_types: Vec<&'a str>,
+    pub aggregate_ids: Vec<&'a str>,
+    pub expected_epochs: Vec<Option<i32>>,
+    pub expected_versions: Vec<Option<i64>>,
     event_counts: Vec<i32>,
 }
 
 impl<'a> Commands<'a> {
-    fn of(commands: &'a [Arc<Command>]) -> Self {
+    pub fn of(commands: &'a [Arc<Command>]) -> Self {
         let mut columns = Self::default();
         for Command { append, .. } in commands.iter().map(AsRef::as_ref) {
             let (epoch, version) = append.expected.columns();
@@ -217,21 +206,21 @@ impl<'a> Keys<'a> {
 
 /// The events of a batch, a column each.
 #[derive(Default)]
-struct Events<'a> {
-    ids: Vec<Uuid>,
+pub(crate) struct Events<'a> {
+    pub ids: Vec<Uuid>,
     aggregate_types: Vec<&'a str>,
     aggregate_ids: Vec<&'a str>,
-    event_types: Vec<&'a str>,
-    schema_versions: Vec<i16>,
-    correlation_ids: Vec<Uuid>,
-    causation_ids: Vec<Uuid>,
-    idempotency_key_hashes: Vec<Option<&'a [u8]>>,
-    traceparents: Vec<Option<&'a str>>,
-    data: Vec<&'a str>,
+    pub event_types: Vec<&'a str>,
+    pub schema_versions: Vec<i16>,
+    pub correlation_ids: Vec<Uuid>,
+    pub causation_ids: Vec<Uuid>,
+    pub idempotency_key_hashes: Vec<Option<&'a [u8]>>,
+    pub traceparents: Vec<Option<&'a str>>,
+    pub data: Vec<&'a str>,
 }
 
 impl<'a> Events<'a> {
-    fn of(commands: &'a [Arc<Command>]) -> Self {
+    pub fn of(commands: &'a [Arc<Command>]) -> Self {
         let mut columns = Self::default();
         for Command { append, .. } in commands.iter().map(AsRef::as_ref) {
             for event in &append.events {

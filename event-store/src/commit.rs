@@ -14,9 +14,10 @@ use uuid::Uuid;
 use crate::alone::append_alone;
 use crate::append::{Append, Command};
 use crate::call::{
-    Called, Guard, append_events, appended, blames_the_append, failure, is_each_alone,
-    is_epoch_over, tail_lost, was_rolled_back,
+    Called, Guard, append_events, appended, blames_the_append, failure, is_epoch_over, tail_lost,
+    was_rolled_back,
 };
+use crate::each_alone::{append_each_alone, is_each_alone};
 use crate::recent::Recent;
 use crate::refusal::Refusal;
 use crate::seen::Seen;
@@ -200,18 +201,25 @@ impl Session {
         let expected = Guard { seen: self.seen.head(), judged: batch.judged };
         let commands = batch.commands.as_slice();
         let in_time = self.config.statement_wait_max;
+        let is_each_alone = is_each_alone(commands);
         if let [command] = commands
             && self.wary_for == 0
             && !batch.is_second_try
-            && is_each_alone(commands)
+            && is_each_alone
         {
             let call = append_alone(connection, log_id, batch_id, expected, command);
             if let Some(called) = timeout(in_time, call).await.unwrap_or_else(late)? {
                 return Ok(called);
             }
         }
-        let call = append_events(connection, log_id, batch_id, expected, commands);
-        let called = timeout(in_time, call).await.unwrap_or_else(late)?;
+        let called = if is_each_alone {
+            let call = append_each_alone(connection, log_id, batch_id, expected, commands);
+            timeout(in_time, call).await
+        } else {
+            let call = append_events(connection, log_id, batch_id, expected, commands);
+            timeout(in_time, call).await
+        };
+        let called = called.unwrap_or_else(late)?;
         self.wary_for = match self.last_event {
             Some(last) if last != called.before => QUIET_CALLS,
             Some(_) | None => self.wary_for.saturating_sub(1),

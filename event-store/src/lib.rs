@@ -12,6 +12,7 @@ mod bounds;
 mod call;
 mod commit;
 mod config;
+mod each_alone;
 mod epoch;
 mod error;
 mod gather;

@@ -10,10 +10,18 @@ use crate::support::{
     Database, LOG_ID, append, assert_log_is_whole, eventually, order, until_blocked,
 };
 
-/// The way of all, which is there for these as well.
-const TOGETHER: &str = "append_events_once(";
-/// The ways of their own, up to what only they ask for.
-const ALONE: &str = "append_events_chained(true, 1, 0, 1, ";
+/// A way of many commands through the database.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// That of all, which is there for these as well.
+    Together,
+    /// That of their own.
+    EachAlone,
+    /// That of their own in a release before, which may run beside this one.
+    Chained,
+}
+
+const WAYS: [Way; 3] = [Way::Together, Way::EachAlone, Way::Chained];
 
 /// The statement of a command by itself, which says nothing when it does nothing.
 const BY_ITSELF: &str = include_str!("../../src/alone.sql");
@@ -33,7 +41,7 @@ struct One {
 type Said = Result<Vec<(String, i32, i64, i64)>, String>;
 
 /// Calls with commands of one batch.
-async fn call(pool: &PgPool, function: &str, commands: &[One]) -> Said {
+async fn call(pool: &PgPool, way: Way, commands: &[One]) -> Said {
     let each =
         |of: &dyn Fn(&One) -> String| commands.iter().map(of).collect::<Vec<String>>().join(", ");
     let One { log_id, batch_id, .. } = &commands[0];
@@ -43,18 +51,43 @@ async fn call(pool: &PgPool, function: &str, commands: &[One]) -> Said {
     let versions = each(&|one| one.expected.1.clone());
     let ids = each(&|one| format!("'{}'", one.event_id));
     let ones = each(&|_| "1".to_owned());
-    let nulls = each(&|_| "null".to_owned());
     let data = each(&|one| format!("'{}'", one.data));
-    let statement = format!(
-        "select outcome, at_epoch, at_version, at_position from {function}
-             '{log_id}', '{batch_id}', array[{types}], array[{aggregates}],
-             array[{epochs}]::integer[], array[{versions}]::bigint[], array[{ones}],
-             array[{ids}]::uuid[], array[{types}], array[{aggregates}],
-             array[{types}], array[{ones}]::smallint[], array[{ids}]::uuid[],
-             array[{ids}]::uuid[], array[{nulls}]::bytea[], array[{nulls}]::text[],
-             array[{data}], '{{}}', '{{}}', '{{}}', '{{}}')
-         order by command_number"
+    let call = format!("'{log_id}', '{batch_id}'");
+    let expected = format!(
+        "array[{types}], array[{aggregates}], array[{epochs}]::integer[],
+         array[{versions}]::bigint[]"
     );
+    let ids = format!("array[{ids}]::uuid[]");
+    let events = format!(
+        "array[{types}], array[{ones}]::smallint[], {ids}, {ids}, '{{}}', '{{}}', array[{data}]"
+    );
+    let told_apart = format!(
+        "{call}, {expected}, array[{ones}], {ids}, array[{types}], array[{aggregates}], {events},
+         '{{}}', '{{}}', '{{}}', '{{}}'"
+    );
+    let row_for_each = "select outcome, at_epoch, at_version, at_position from";
+    let statement = match way {
+        Way::Together => {
+            format!("{row_for_each} append_events_once({told_apart}) order by command_number")
+        }
+        Way::Chained => format!(
+            "{row_for_each} append_events_chained(true, 1, 0, 1, {told_apart})
+             order by command_number"
+        ),
+        Way::EachAlone => format!(
+            "select
+                 case when is_lost then 'lost' else 'appended' end,
+                 coalesce(lost_epochs[n], head_epoch),
+                 last_versions[n] + case when is_lost then 0 else 1 end,
+                 coalesce(
+                     lost_positions[n],
+                     head_position + count(*) filter (where not is_lost) over (order by n))
+             from append_events_each_alone(1, 0, 1, {call}, {expected}, {ids}, {events}) as said,
+                 generate_series(1, cardinality(last_versions)) as n,
+                 lateral (select lost_positions[n] is not null as is_lost) as of_it
+             order by n"
+        ),
+    };
     let said = sqlx::query_as(AssertSqlSafe(statement)).fetch_all(pool).await;
     said.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
 }
@@ -100,11 +133,16 @@ async fn log(pool: &PgPool) -> Vec<String> {
 
 #[tokio::test]
 async fn an_append_alone_comes_to_what_it_would_among_others() {
-    let (alone, together) = (Database::start().await, Database::start().await);
+    let databases = [Database::start().await, Database::start().await, Database::start().await];
     let itself = Database::start().await;
     // Opening makes each the log.
-    let _stores = (alone.store().await, together.store().await, itself.store().await);
-    let pools = [(alone.pool(), ALONE), (together.pool(), TOGETHER)];
+    let _stores = [
+        databases[0].store().await,
+        databases[1].store().await,
+        databases[2].store().await,
+        itself.store().await,
+    ];
+    let pools = [0, 1, 2].map(|nth| (databases[nth].pool(), WAYS[nth]));
     let itself = itself.pool();
     let id = |n: u128| Uuid::from_u128(n);
     let of = |n, aggregate: &str, (epoch, version): (&str, &str)| One {
@@ -131,18 +169,18 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
         (One { log_id: id(7), ..of(10, "d", any) }, Err("TM002")),
         (One { batch_id: id(999), ..of(11, "d", any) }, Err("TM003")),
     ];
-    for pool in [&pools[0].0, &pools[1].0, &itself] {
+    for pool in pools.iter().map(|(pool, _)| pool).chain([&itself]) {
         let given_up = "insert into abandoned_append (batch_id) values ($1)";
         sqlx::query(given_up).bind(id(999)).execute(pool).await.unwrap();
     }
     for (nth, (command, outcome)) in commands.iter().enumerate() {
         let mut said = Vec::new();
-        for (pool, function) in &pools {
-            said.push(call(pool, function, std::slice::from_ref(command)).await);
+        for (pool, way) in &pools {
+            said.push(call(pool, *way, std::slice::from_ref(command)).await);
         }
         let came_to = said[0].as_ref().map(|said| said[0].0.as_str()).map_err(String::as_str);
         assert_eq!(came_to, *outcome, "{nth}");
-        assert_eq!(said[0], said[1], "{nth}");
+        assert_eq!([&said[1], &said[2]], [&said[0], &said[0]], "{nth}");
         let place = match said.remove(0) {
             Ok(said) => Ok(said.into_iter().find(|said| said.0 == "appended")),
             // These the function has words for.
@@ -152,18 +190,18 @@ async fn an_append_alone_comes_to_what_it_would_among_others() {
         let place = place.map(|said| said.map(|(_, epoch, version, at)| (epoch, version, at)));
         assert_eq!(by_itself(&itself, Some(1), command).await, place, "{nth}");
     }
-    let mut refused = Vec::new();
-    for (pool, function) in &pools {
-        let refuse = "update log_head set refused_because = 'so'";
-        sqlx::query(refuse).execute(pool).await.unwrap();
-        refused.push(call(pool, function, &[of(12, "d", any)]).await);
-    }
-    assert_eq!(refused, [Err("TM001".to_owned()), Err("TM001".to_owned())]);
     let refuse = "update log_head set refused_because = 'so'";
+    for (pool, way) in &pools {
+        sqlx::query(refuse).execute(pool).await.unwrap();
+        let refused = call(pool, *way, &[of(12, "d", any)]).await;
+        assert_eq!(refused, Err("TM001".to_owned()), "{way:?}");
+    }
     sqlx::query(refuse).execute(&itself).await.unwrap();
     assert_eq!(by_itself(&itself, Some(1), &of(12, "d", any)).await, Ok(None));
-    let log_of_all = log(&pools[1].0).await;
-    assert_eq!([log(&pools[0].0).await, log(&itself).await], [log_of_all.clone(), log_of_all]);
+    let log_of_all = log(&itself).await;
+    for (pool, way) in &pools {
+        assert_eq!(log(pool).await, log_of_all, "{way:?}");
+    }
 }
 
 /// A statement sees the log as it was when it began, be it that it waited for the head since.
@@ -223,8 +261,10 @@ async fn an_append_by_itself_does_nothing_if_the_head_moved_while_it_waited() {
 
 #[tokio::test]
 async fn many_that_are_each_alone_come_to_what_they_would_told_apart() {
-    let (alone, together) = (Database::start().await, Database::start().await);
-    let _stores = (alone.store().await, together.store().await);
+    let databases = [Database::start().await, Database::start().await, Database::start().await];
+    let _stores =
+        [databases[0].store().await, databases[1].store().await, databases[2].store().await];
+    let pools = [0, 1, 2].map(|nth| (databases[nth].pool(), WAYS[nth]));
     let mut random = Random(7);
     let mut outcomes = Vec::new();
     for nth in 1..=40 {
@@ -250,11 +290,17 @@ async fn many_that_are_each_alone_come_to_what_they_would_told_apart() {
         if commands.is_empty() {
             continue;
         }
-        let said = call(&alone.pool(), ALONE, &commands).await;
-        assert_eq!(said, call(&together.pool(), TOGETHER, &commands).await, "{nth}");
+        let [(first, way), others @ ..] = &pools;
+        let said = call(first, *way, &commands).await;
+        for (pool, way) in others {
+            assert_eq!(call(pool, *way, &commands).await, said, "{nth} {way:?}");
+        }
         outcomes.extend(said.unwrap().into_iter().map(|said| said.0));
     }
-    assert_eq!(log(&alone.pool()).await, log(&together.pool()).await);
+    let log_of_all = log(&pools[0].0).await;
+    for (pool, way) in &pools {
+        assert_eq!(log(pool).await, log_of_all, "{way:?}");
+    }
     for outcome in ["appended", "lost"] {
         assert!(20 < outcomes.iter().filter(|said| *said == outcome).count(), "{outcomes:?}");
     }
@@ -275,8 +321,10 @@ async fn two_commands_on_an_aggregate_that_are_said_to_be_each_alone_append_noth
     };
     let pool = database.pool();
     let before = log(&pool).await;
-    assert_eq!(call(&pool, ALONE, &[of(1), of(2)]).await, Err("23505".to_owned()));
-    assert_eq!(log(&pool).await, before);
+    for way in [Way::EachAlone, Way::Chained] {
+        assert_eq!(call(&pool, way, &[of(1), of(2)]).await, Err("23505".to_owned()), "{way:?}");
+        assert_eq!(log(&pool).await, before);
+    }
 }
 
 /// The same numbers in every run.

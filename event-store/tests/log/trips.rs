@@ -109,7 +109,7 @@ async fn an_append_by_itself_takes_the_short_way_unless_others_append_at_the_sam
     let counts = async || -> (i64, i64) {
         let count = "select
                          coalesce(sum(calls) filter (where query like '/* append_events%'), 0)::bigint,
-                         coalesce(sum(calls) filter (where query like '%from append_events_chained(%'), 0)::bigint
+                         coalesce(sum(calls) filter (where query like '%from append_events_each_alone(%'), 0)::bigint
                      from pg_stat_statements where query not like '%pg_stat_%'";
         sqlx::query_as(count).fetch_one(&observer).await.unwrap()
     };

@@ -165,13 +165,13 @@ pub async fn over_a_wire() -> Broken {
         StoreConfig { settle_wait_max: Duration::from_secs(2), ..StoreConfig::new(LOG_ID) };
     let pool = pool(&wire.url("tidemark_log"));
     let (store, committer) = EventStore::open(pool, config).await.unwrap();
-    // Its statements are prepared when the wire breaks: that of an append by itself, and the function's.
-    let lost = store.append(append(
-        &order("a"),
-        Expected::Last { epoch: Epoch::FIRST, version: version(1) },
-        1,
-    ));
-    assert!(is_conflict(&lost.await));
+    // Its statements are prepared when the wire breaks: that of an append by itself and those of the functions, for
+    // commands of one event and for others.
+    for event_count in [1, 2] {
+        let missing = Expected::Last { epoch: Epoch::FIRST, version: version(1) };
+        let lost = store.append(append(&order("a"), missing, event_count));
+        assert!(is_conflict(&lost.await));
+    }
     fill(&store, 1).await;
     Broken { database, wire, store, _committer: committer }
 }

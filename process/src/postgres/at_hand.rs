@@ -72,7 +72,8 @@ impl AtHand {
         let now = Instant::now();
         let (connection, made) = match shared.pop(now) {
             Some(unused) => (unused.connection, unused.made),
-            None => (shared.another().await?, now),
+            // Boxed: it is larger than all that is done with a connection, and most need none of it.
+            None => (Box::pin(shared.another()).await?, now),
         };
         Ok(Taken { connection: Some(connection), made, shared: Arc::clone(shared), _room: room })
     }

@@ -37,8 +37,9 @@ pub async fn open(gateway: &Gateway, headers: &HeaderMap, deadline: Instant) -> 
         return presented;
     }
     let until = deadline.min(Instant::now() + ASK_MAX);
-    // Asked or not: others may have learnt it meanwhile.
-    let _ = timeout_at(until, ask(gateway, &history, until)).await;
+    // Asked or not: others may have learnt it meanwhile. Boxed, since every request passes here and hardly
+    // any has to ask.
+    let _ = timeout_at(until, Box::pin(ask(gateway, &history, until))).await;
     gateway.carrier.open(headers, &gateway.history())
 }
 

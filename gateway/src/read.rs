@@ -414,3 +414,6 @@ fn fallen_back(fallback: Fallback, facts: Facts) -> Facts {
         Fallback::Failed => facts,
     }
 }
+
+#[cfg(test)]
+mod tests;

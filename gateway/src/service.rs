@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use consistency::{Judged, Token};
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -115,7 +115,7 @@ impl Service {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, request: Request<Admitted<Incoming>>) -> Response<Body> {
+    pub async fn answer(self, request: Request<Admitted<Incoming>>) -> Response<Body> {
         let began = Instant::now();
         let (mut parts, Admitted { entry, body }) = request.into_parts();
         let Served { gateway, routes, .. } = &*self.0;
@@ -270,8 +270,7 @@ impl tower::Service<Request<Admitted<Incoming>>> for Service {
     }
 
     fn call(&mut self, request: Request<Admitted<Incoming>>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move { Ok(service.answer(request).await) })
+        Box::pin(self.clone().answer(request).map(Ok))
     }
 }
 

@@ -15,9 +15,8 @@ fn a_read_that_waits_takes_little_room() {
     let reading = |read: &'static mut Read<'static>| read.run();
     let bytes = future_bytes(&reading);
     assert!(bytes <= 2048, "a read that is not answered at once has {bytes} bytes");
-    let answering = |(service, request): (&'static Service, Request<Admitted<Incoming>>)| {
-        service.answer(request)
-    };
+    let answering =
+        |(service, request): (Service, Request<Admitted<Incoming>>)| service.answer(request);
     let bytes = future_bytes(&answering);
     assert!(bytes <= 4096, "a request has {bytes} bytes");
 }

@@ -69,6 +69,7 @@ async fn ask_primary(gateway: &Gateway, upstream: &Upstream, until: Instant) {
         headers: HeaderMap::new(),
         body: bytes::Bytes::new().into(),
         deadline: until,
+        only_reads: true,
     };
     match upstream.send(outgoing).await {
         Ok(reply) if reply.status.is_success() => feed::learn(gateway, reply.head, &reply.body),

@@ -280,6 +280,7 @@ pub async fn heartbeat(gateway: Arc<Gateway>, readiness: Readiness, stop: Cancel
             headers: HeaderMap::new(),
             body: Body::empty(),
             deadline: Instant::now() + interval.max(Duration::from_secs(1)),
+            only_reads: true,
         };
         let replied = upstream.send(outgoing).await;
         let status = replied.as_ref().ok().map(|reply| reply.status);

@@ -54,7 +54,7 @@ pub async fn read(
     Ok(Answer { said, ..answer(gateway, reply) })
 }
 
-/// Asks the primary to write, or to read what only it has. Never sent twice.
+/// Asks the primary to write, or to read what only it has. A write is never sent twice.
 pub async fn whole(gateway: &Gateway, upstream: &Upstream, call: &Call) -> Result<Answer, Error> {
     let headers = outgoing_headers(gateway, call);
     let is_safe = call.method.is_safe();
@@ -90,6 +90,8 @@ async fn exchange(
         headers,
         body: Body::from(call.body.clone()),
         deadline: call.deadline,
+        // Paths of ours write by no other methods.
+        only_reads: call.method.is_safe(),
     };
     let replied = upstream.forward(outgoing).await;
     if replied.is_err() {

@@ -135,18 +135,22 @@ pub struct Outgoing<'a> {
     pub body: Body,
     /// When the answer is due.
     pub deadline: Instant,
+    /// It changes nothing, so that it may be sent twice. A method does not say so by itself: on a route it
+    /// may be the path that tells what writes.
+    pub only_reads: bool,
 }
 
 impl Outgoing<'_> {
     /// The same once more, where it may be sent twice.
     fn again(&self) -> Option<Self> {
-        let body = self.body.whole().filter(|_| self.method.is_safe())?.clone();
+        let body = self.body.whole().filter(|_| self.only_reads)?.clone();
         Some(Self {
             method: self.method,
             path_and_query: self.path_and_query.clone(),
             headers: self.headers.clone(),
             body: Body::from(body),
             deadline: self.deadline,
+            only_reads: self.only_reads,
         })
     }
 }
@@ -285,7 +289,7 @@ impl Upstream {
     /// wait at the primary, and must not wait in the way of writes.
     pub async fn forward(&self, outgoing: Outgoing<'_>) -> Result<Reply, ForwardError> {
         let mut held = vec![taken(&self.budget)?];
-        if outgoing.method.is_safe() {
+        if outgoing.only_reads {
             held.push(taken(&self.reads)?);
         }
         let (deadline, outgoing) = (outgoing.deadline, self.marked(outgoing));
@@ -467,21 +471,22 @@ mod tests {
     use crate::body::BodyError;
 
     #[test]
-    fn only_what_is_safe_and_here_as_a_whole_is_sent_twice() {
-        let outgoing = |method, body| Outgoing {
-            method,
+    fn only_what_reads_and_is_here_as_a_whole_is_sent_twice() {
+        let outgoing = |only_reads, body| Outgoing {
+            method: &Method::GET,
             path_and_query: "/".to_owned(),
             headers: HeaderMap::new(),
             body,
             deadline: Instant::now(),
+            only_reads,
         };
         let whole = || Body::from(Bytes::from("tide"));
         let coming = || {
             let never = futures::stream::pending::<Result<_, BodyError>>();
             Body::stream(http_body_util::StreamBody::new(never))
         };
-        assert!(outgoing(&Method::GET, whole()).again().is_some());
-        assert!(outgoing(&Method::GET, coming()).again().is_none());
-        assert!(outgoing(&Method::POST, whole()).again().is_none());
+        assert!(outgoing(true, whole()).again().is_some());
+        assert!(outgoing(true, coming()).again().is_none());
+        assert!(outgoing(false, whole()).again().is_none());
     }
 }

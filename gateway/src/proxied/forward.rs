@@ -29,7 +29,7 @@ pub async fn write(
     match replied {
         Ok(streamed) => answer(gateway, route, streamed),
         Err(ForwardError::Body(broken)) => Err(fault(broken)),
-        Err(error) if error.may_have_acted() && !call.method.is_safe() => {
+        Err(error) if error.may_have_acted() => {
             Err(Error::OutcomeUnknown { source: Some(Box::new(error)) })
         }
         Err(error) => Err(Error::unreachable("the way to its region is cut or full", error)),
@@ -85,6 +85,8 @@ async fn exchange(
         headers,
         body,
         deadline: call.deadline,
+        // Only reads have a chain. A read by its path is one of any method, which may change something.
+        only_reads: policy.is_some() && call.method.is_safe(),
     };
     let replied = upstream.forward_streamed(outgoing).await;
     let ended = if replied.is_ok() { Forwarded::Answered } else { Forwarded::Failed };

@@ -27,6 +27,7 @@ mod proxied;
 mod reads;
 mod rotation;
 mod search;
+mod sent_once;
 mod shop;
 mod tls;
 mod tokens;

@@ -99,6 +99,11 @@ impl Route {
         })
     }
 
+    /// Whether a request writes, by its method or by its path.
+    pub fn writes(&self, method: &Method, path: &str) -> bool {
+        !self.config.reads(&self.read_methods, method, path)
+    }
+
     fn request_bounds(&self) -> BodyBounds {
         let config = &self.config;
         BodyBounds { bytes_max: config.request_bytes_max, pause_max: config.pause_max.get() }
@@ -121,12 +126,12 @@ pub async fn answer(
     if let Some(timeout) = route.config.timeout {
         call.deadline = request::deadline(&call.headers, call.began, timeout.get());
     }
-    if route.config.reads(&route.read_methods, &call.method, &call.path) {
+    if route.writes(&call.method, &call.path) {
+        write(gateway, route, call, body).await
+    } else {
         // It may have to be asked for twice, here and at the primary.
         call.body = service::read_body(gateway, call, body).await?;
         read::answer(gateway, route, call).await
-    } else {
-        write(gateway, route, call, body).await
     }
 }
 

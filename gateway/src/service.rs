@@ -127,11 +127,12 @@ impl Service {
         let uri = parts.uri.clone();
         let found = routes.at(uri.path()).ok();
         let route = found.as_ref().map(|found| *found.value);
-        let is_proxied = route.is_none() && gateway.routes.find(uri.path()).is_some();
-        let label = if is_proxied { "proxied" } else { Route::pattern(route) };
+        let proxied = if route.is_none() { gateway.routes.find(uri.path()) } else { None };
+        let label = if proxied.is_some() { "proxied" } else { Route::pattern(route) };
         let method = method_label(&parts.method);
         let is_head = parts.method == Method::HEAD;
-        let is_write = !parts.method.is_safe();
+        let by_path = proxied.is_some_and(|route| route.writes(&parts.method, uri.path()));
+        let is_write = by_path || !parts.method.is_safe();
         let traces = &gateway.instruments.traces;
         let mut span = trace::of_request(traces, &mut parts.headers, Route::pattern(route), method);
         let wants_cookie = presented.wants_cookie;

@@ -1,5 +1,6 @@
 //! A user's own service behind the gateway.
 
+use consistency::{Epoch, Key, KeyId, KeyRing, LogId, Token};
 use reqwest::Method;
 use serde_json::json;
 use tokio::{
@@ -316,6 +317,27 @@ async fn a_path_can_be_read_by_any_method_and_a_body_of_a_read_can_be_sent_twice
     let request = request.header("consistency-token", token);
     let found = Reply::of(request.header("consistency-policy", "wait;ms=1, forward")).await;
     assert_eq!((found.came_to(), &found.body["region"]), ((200, "forwarded"), &json!("us-east")));
+}
+
+/// A browser whose cookie nobody here can open gets one for what it wrote, whatever the method.
+#[tokio::test]
+async fn a_write_by_its_path_is_carried_by_a_cookie_that_takes_the_place_of_an_unknown_one() {
+    let shops = Shops::open(", write_paths = [\"/shop/write\"]").await;
+    let key = Key::new(KeyId(9), b"fedcba9876543210fedcba9876543210").unwrap();
+    let log_id = LogId::new(shops.world.region.config.log.id);
+    let dropped = KeyRing::new(log_id, vec![key], KeyId(9)).unwrap();
+    let dropped = dropped.seal(&Token::new(Epoch::FIRST).with_read(position(1)));
+    for gateway in [&shops.world.primary, &shops.world.region] {
+        let request = gateway.request(Method::GET, "/shop/write");
+        let written = Reply::of(request.header("cookie", format!("tidemark={dropped}"))).await;
+        assert_eq!(written.status, 201, "{written:?}");
+        let mut cookies = written.headers.get_all("set-cookie").iter();
+        let ours = cookies.find_map(|cookie| cookie.to_str().unwrap().strip_prefix("tidemark="));
+        let ours = ours.expect("it can be carried").split(';').next().unwrap();
+        let token = gateway.open(ours);
+        assert_eq!(token.claims().len(), 1, "{token:?}");
+        assert!(token.claims_dropped(), "{token:?}");
+    }
 }
 
 #[tokio::test]

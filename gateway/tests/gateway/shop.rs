@@ -92,7 +92,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
         (&Method::GET | &Method::HEAD, "/shop/items") | (&Method::POST, "/shop/search") => {
             json(StatusCode::OK, json!({"region": state.region}))
         }
-        (&Method::POST, "/shop/items") => write(&state, request).await,
+        (&Method::POST, "/shop/items") | (_, "/shop/write") => write(&state, request).await,
         (_, "/shop/echo") => {
             let body = request.into_body().map_err(|error| Box::new(error) as BoxError);
             Response::new(body.boxed_unsync())

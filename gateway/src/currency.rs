@@ -201,9 +201,10 @@ impl Currency {
 
     /// A snapshot of the database showed these checkpoints.
     pub fn observed(&self, projection: &Name, seen: &Observation, now: Instant) {
-        let is_heard = 0 < self.changes.receiver_count();
         let (released, moved) = self.with(projection, |board| {
-            // Only worth finding out for somebody who listens.
+            // Only worth finding out for somebody who listens. Whoever begins to do so later looks at the board
+            // after this, and finds it as it is then.
+            let is_heard = 0 < self.changes.receiver_count();
             let standing = |board: &Board| is_heard.then(|| board.standing(Partitions::All));
             let before = standing(board);
             let released = board.observed(seen, now);

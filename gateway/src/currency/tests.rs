@@ -234,3 +234,23 @@ async fn who_was_released_keeps_its_place_when_its_wait_is_over_but_not_for_ever
     assert!(matches!(second, Waited::Satisfied(Some(_))));
     assert!(matches!(third.await.unwrap(), Ok(Waited::Satisfied(None))), "a turn that is kept");
 }
+
+/// It begins to listen after the snapshot was taken and before it counts.
+#[test]
+fn who_looks_before_a_snapshot_counts_is_told_of_it() {
+    for _ in 0..100 {
+        let currency = currency(10, &[5, 5]);
+        let board = currency.boards[&name()].lock().unwrap();
+        std::thread::scope(|scope| {
+            let observing = scope.spawn(|| observe(&currency, 0, &[7, 7]));
+            // It comes as far as the board mostly; wherever it is, what follows holds.
+            (0..100).for_each(|_| std::thread::yield_now());
+            let changes = currency.changes();
+            assert_eq!(board.standing(Partitions::All).watermark, Some(at(5)));
+            drop(board);
+            observing.join().unwrap();
+            assert!(changes.has_changed().unwrap());
+        });
+        assert_eq!(reached(&currency, Partitions::All), Some(at(7)));
+    }
+}

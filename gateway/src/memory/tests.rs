@@ -107,6 +107,29 @@ fn a_row_that_holds_the_callers_write_is_shown_wherever_the_chain_stands() {
     assert_eq!(recall(&memory, 1, &wrote(3)), Recalled::Stale, "a newer row is known of");
 }
 
+/// The row that is kept may hold events that the newer epoch lost: its version counts others then.
+#[test]
+fn a_row_of_an_older_epoch_proves_nothing_to_who_wrote_in_a_newer_one() {
+    let memory = memory();
+    keep(&memory, 1, kept(1, 0, 5, Some(3)));
+    let (key, version) = (aggregate(1).key(), Version::new(3).unwrap());
+    let claim = consistency::Claim { aggregate: key, version, position: position(4) };
+    let wrote = |epoch| Demand::of(&Token::new(epoch).with_claim(claim), Scope::Row(key));
+    assert!(is_hit(&recall(&memory, 1, &wrote(Epoch::FIRST))));
+    let newer = Epoch::new(2).unwrap();
+    assert_eq!(recall(&memory, 1, &wrote(newer)), Recalled::Stale);
+}
+
+/// Keys in memory are hashes.
+#[test]
+fn a_row_of_another_aggregate_under_the_same_key_is_not_shown() {
+    let memory = memory();
+    keep(&memory, 1, kept(1, 0, 5, Some(3)));
+    let shown = |id| memory.recall(&name(), (1, 0), &aggregate(id), &demand(0), aggregate(1).key());
+    assert!(is_hit(&shown(1)));
+    assert_eq!(shown(2), Recalled::Miss);
+}
+
 #[test]
 fn another_version_knows_nothing_of_what_was_kept() {
     let memory = memory();

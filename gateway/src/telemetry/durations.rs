@@ -80,16 +80,29 @@ mod tests {
         let durations = Durations::new(metrics.meter("example").f64_histogram("took").build());
         let kind = RequestKind { route: "/v1/currency", method: "GET", status: 200 };
         let refused = RequestKind { status: 400, ..kind };
-        for kind in [kind, refused, kind, kind] {
-            durations.record(kind, Duration::from_millis(1));
+        let head = RequestKind { method: "HEAD", ..kind };
+        let row = RequestKind { route: "/v1/views/{view}/{key}", ..kind };
+        for kind in [kind, refused, head, row, kind, kind] {
+            durations.record(kind, Duration::from_millis(1500));
         }
         let text = metrics.render();
-        let counted = |status: &str| {
-            let is_its = |line: &&str| line.starts_with("took_count") && line.contains(status);
-            text.lines().find(is_its).and_then(|line| line.rsplit(' ').next())
+        let said = |what: &str, kind: RequestKind| -> Vec<f64> {
+            let RequestKind { route, method, status } = kind;
+            let labels = [
+                format!("http_route=\"{route}\""),
+                format!("http_request_method=\"{method}\""),
+                format!("http_response_status_code=\"{status}\""),
+            ];
+            let is_its = |line: &&str| {
+                line.starts_with(what) && labels.iter().all(|label| line.contains(label))
+            };
+            let values = text.lines().filter(is_its).map(|line| line.rsplit(' ').next().unwrap());
+            values.map(|value| value.parse().unwrap()).collect()
         };
-        assert_eq!(counted("response_status_code=\"200\""), Some("3"), "{text}");
-        assert_eq!(counted("response_status_code=\"400\""), Some("1"), "{text}");
-        assert!(text.contains("http_route=\"/v1/currency\""), "{text}");
+        for (kind, count) in [(kind, 3.0), (refused, 1.0), (head, 1.0), (row, 1.0)] {
+            assert_eq!(said("took_count", kind), [count], "{kind:?}: {text}");
+            assert_eq!(said("took_sum", kind), [count * 1.5], "{kind:?}: {text}");
+        }
+        assert_eq!(durations.bound.load().len(), 4, "each has its instrument at hand");
     }
 }

@@ -255,8 +255,11 @@ mod tests {
         keep(&recent, 1, &[2], 1, 11);
         let follower = recent.follow();
         assert_eq!(taken(&follower, 9, 9), None);
+        assert_eq!(taken(&follower, 10, 9), None);
+        keep(&recent, 2, &[3], 1, 12);
         drop(follower);
-        assert!(recent.kept().events.is_empty());
+        let kept = recent.kept();
+        assert!(kept.events.is_empty() && kept.data_bytes == 0);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use compose::nats::User;
-use consistency::{Epoch, stream_name};
+use consistency::{Epoch, Name, SchemaVersion, Traceparent, stream_name};
 use event_store::{
     AppendError, EventStore, Expected, RefusalKind, RelayConfig, RelayState, StoreConfig,
 };
+use futures::future::join_all;
 
 use crate::region::{Message, Region, config, polling, until_stream_ends_at};
 use crate::support::{
@@ -26,6 +27,34 @@ async fn each_event_is_published_once_under_the_sequence_that_is_its_position() 
     fill(&region.store, 20).await;
     let messages = region.published().await;
     assert_eq!(messages.len(), 550);
+    running.stop().await;
+}
+
+/// It is published from memory, and a relay that takes over would publish it from the log.
+#[tokio::test]
+async fn what_is_published_at_once_says_all_that_the_row_says() {
+    let region = Region::start().await;
+    let running = region.relay().await;
+    fill(&region.store, 1).await;
+    running.until_published(1).await;
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let full = |id: &str| {
+        let mut full = append(&order(id), Expected::Any, 2);
+        full.idempotency_key_hash = Some([7; 32]);
+        full.traceparent = Traceparent::parse(parent);
+        full.events[1].schema_version = SchemaVersion::new(2).unwrap();
+        full.events[1].event_type = Name::new("OrderNoted").unwrap();
+        full
+    };
+    // By itself, and gathered with others.
+    region.store.append(full("a")).await.unwrap();
+    let more = ["a", "b", "c"].map(|id| region.store.append(full(id)));
+    assert!(join_all(more).await.iter().all(Result::is_ok));
+    let messages = region.published().await;
+    let said = |name: &str, value: &str| {
+        messages.iter().filter(|said| said.headers.get(name).is_some_and(|it| it == value)).count()
+    };
+    assert_eq!((said("traceparent", parent), said("Tidemark-Schema-Version", "2")), (8, 4));
     running.stop().await;
 }
 

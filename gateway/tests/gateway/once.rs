@@ -3,7 +3,11 @@
 use consistency::{Epoch, EpochHistory, LogId, TokenStatus};
 use event_store::{Above, NewEpoch};
 use futures::future::join_all;
+use orders::{Customer, CustomerEvent, Customers};
+use projection::{Command, CommandError, Domain, Found};
 use reqwest::Method;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Postgres, Transaction};
 
@@ -12,6 +16,7 @@ use crate::world::{self, CREDENTIAL, Gateway, Reply, World, eventually, order, p
 const EVENTS: &str = "/v1/aggregates/note/n-1/events";
 const PLACE: &str = "/v1/commands/PlaceOrder";
 const ADD: &str = "/v1/commands/AddItem";
+const NAME: &str = "/v1/commands/NameCustomer";
 
 fn noted(text: &str) -> Value {
     json!({"events": [{"type": "Noted", "data": {"text": text}}]})
@@ -220,31 +225,88 @@ async fn a_refusal_is_not_remembered() {
     assert_first(&keyed(&world.region, "k", PLACE, &order("o-1")).await, 201);
 }
 
+/// Gives a customer a name, and is content with one who has it already.
+#[derive(Deserialize, JsonSchema)]
+struct NameCustomer {
+    customer_id: String,
+    name: String,
+}
+
+impl Command for NameCustomer {
+    const NAME: &'static str = "NameCustomer";
+    const AGGREGATE_TYPE: &'static str = "customer";
+    type Aggregate = Customers;
+
+    fn aggregate_id(&self) -> &str {
+        &self.customer_id
+    }
+
+    fn run(
+        &self,
+        state: Option<&Customer>,
+        _: &Found<'_>,
+    ) -> Result<Vec<CustomerEvent>, CommandError> {
+        let has_it = state.is_some_and(|customer| customer.name == self.name);
+        let renamed = || CustomerEvent::CustomerRenamed { name: self.name.clone() };
+        Ok(if has_it { vec![] } else { vec![renamed()] })
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_finds_nothing_to_be_done_shows_how_its_aggregate_stands() {
+    let world = World::start().await;
+    world.stock().await;
+    let gateway = naming(&world).await;
+    let named = json!({"customer_id": "c-1", "name": "Grace"});
+    let done = gateway.command("NameCustomer", named.clone()).await;
+    assert_eq!((done.status, &done.body["version"]), (200, &json!(2)));
+    let again = gateway.command("NameCustomer", named).await;
+    assert_eq!((again.came_to(), &again.body["version"]), ((200, "primary"), &json!(2)));
+    assert_eq!((&again.body["events"], again.header("etag")), (&json!([]), "\"1.2\""));
+    let head = world.log().await.len() as u64;
+    assert_eq!(gateway.open(&again.token()).largest_position(), position(head));
+}
+
+/// Another gateway of the primary region, with a command more.
+async fn naming(world: &World) -> Gateway {
+    let domain = Domain::builder().aggregate("customer", Customers).command::<NameCustomer>();
+    let config = world::primary_config(&world.postgres, &world.nats);
+    Gateway::start_with(&config, domain.build().unwrap()).await
+}
+
 /// The first request is committed after the repeat asked for it and before the repeat's rules see the
 /// aggregate.
 #[tokio::test]
-async fn a_command_that_its_first_request_overtook_is_not_refused_for_it() {
+async fn a_command_that_its_first_request_overtook_is_answered_like_it() {
     let world = World::start().await;
     world.stock().await;
+    let other = naming(&world).await;
+    let grace = json!({"customer_id": "c-1", "name": "Grace"});
     let placed = keyed(&world.primary, "k", PLACE, &order("o-1")).await;
+    let named = keyed(&other, "k", NAME, &grace).await;
     let pool = log_database(&world);
     for statement in ["create table kept as select * from idempotency", "delete from idempotency"] {
         sqlx::query(statement).execute(&pool).await.unwrap();
     }
+    let request = |gateway: &Gateway, path, body: &Value| {
+        gateway.request(Method::POST, path).header("idempotency-key", "k").json(body)
+    };
+    let place = || request(&world.primary, PLACE, &order("o-1"));
     let repeats = [
-        world.primary.request(Method::POST, PLACE),
-        world.primary.request(Method::POST, PLACE).header("if-none-match", "*"),
+        (place(), &placed),
+        (place().header("if-none-match", "*"), &placed),
+        // Its rules find that there is nothing left to be done.
+        (request(&other, NAME, &grace), &named),
     ];
-    for request in repeats {
+    for (request, first) in repeats {
         let mut committing = pool.begin().await.unwrap();
         sqlx::query("lock table event").execute(&mut *committing).await.unwrap();
-        let request = request.header("idempotency-key", "k").json(&order("o-1"));
         let repeating = tokio::spawn(Reply::of(request));
         until_blocked(&pool, "%from fold_snapshot%").await;
         let commit = "insert into idempotency select * from kept";
         sqlx::query(commit).execute(&mut *committing).await.unwrap();
         committing.commit().await.unwrap();
-        assert_repeats(&repeating.await.unwrap(), &placed);
+        assert_repeats(&repeating.await.unwrap(), first);
         sqlx::query("delete from idempotency").execute(&pool).await.unwrap();
     }
 }

@@ -9,6 +9,7 @@ use compose::{
 use consistency::{Epoch, EpochHistory, Event, KeyRing, Position, Token, TokenStatus};
 use gateway::{GatewayConfig, Running};
 use process::config::load_from;
+use projection::Domain;
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -165,9 +166,13 @@ pub fn order(order_id: &str) -> Value {
 
 impl Gateway {
     pub async fn start(toml: &str) -> Self {
+        Self::start_with(toml, orders::domain().unwrap()).await
+    }
+
+    /// With rules of another domain.
+    pub async fn start_with(toml: &str, domain: Domain) -> Self {
         let config: GatewayConfig = load_from(toml.parse().expect(toml), "GATEWAY", []).unwrap();
         let stop = CancellationToken::new();
-        let domain = orders::domain().unwrap();
         let running = gateway::start(config.clone(), domain, stop.clone()).await.unwrap();
         let base = format!("http://{}", running.address);
         let admin = format!("http://{}", running.admin_address);

@@ -47,6 +47,24 @@ async fn without_nats_a_region_says_so_and_proves_its_answers_by_the_database() 
 }
 
 #[tokio::test]
+async fn a_region_is_late_when_one_of_its_projections_is_and_not_when_nothing_happens() {
+    let often = "read.degraded_lag = \"1ms\"\nread.refresh_interval = \"20ms\"";
+    let mut world = World::with(often).await;
+    world.stock().await;
+    world.catch_up().await;
+    let token = world.place("o-1").await.token();
+    // From now on the region knows that there is more.
+    assert_eq!(world.region.read(ROW, &token, "pending").await.came_to(), (202, "pending"));
+    eventually("it is late", async || degraded(&world.region, "lag").await).await;
+    world.catch_up().await;
+    // What it has last is older than that, and is all that there is.
+    eventually("it is not late", async || !degraded(&world.region, "lag").await).await;
+    let lose = "update checkpoint set position = position - 1 where projection = 'products'";
+    sqlx::query(lose).execute(&world.projector.pool).await.unwrap();
+    eventually("one projection is late", async || degraded(&world.region, "lag").await).await;
+}
+
+#[tokio::test]
 async fn a_region_without_its_database_is_not_ready_and_asks_the_primary() {
     let mut world = World::alone("read.memory_bytes_max = 0").await;
     world.stock().await;

@@ -216,6 +216,28 @@ async fn the_repeat_of_an_append_is_answered_where_nothing_can_be_appended() {
     }
 }
 
+/// It may have been made by a release that is being deployed beside this one.
+#[tokio::test]
+async fn an_answer_by_rules_that_are_not_known_here_is_not_told_by_those_that_are() {
+    let world = World::start().await;
+    world.stock().await;
+    let pool = log_database(&world);
+    for (path, body) in [(EVENTS, noted("a")), (PLACE, order("o-1"))] {
+        let first = keyed(&world.region, "k", path, &body).await;
+        assert_first(&first, 201);
+        let newer = "update idempotency set answer_format = answer_format + 1";
+        sqlx::query(newer).execute(&pool).await.unwrap();
+        for gateway in [&world.primary, &world.region] {
+            let refused = keyed(gateway, "k", path, &body).await;
+            assert_eq!(refused.came_to(), (503, "primary-unreachable"), "{refused:?}");
+        }
+        let ours = "update idempotency set answer_format = answer_format - 1";
+        sqlx::query(ours).execute(&pool).await.unwrap();
+        assert_repeats(&keyed(&world.region, "k", path, &body).await, &first);
+    }
+    assert_eq!(world.log().await.len(), 4);
+}
+
 #[tokio::test]
 async fn a_refusal_is_not_remembered() {
     let world = World::start().await;

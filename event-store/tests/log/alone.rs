@@ -1,13 +1,16 @@
 //! Commands that need not be told apart take ways of their own through the database, two for a command by
 //! itself and one for many, and come to the same as on the way of all others.
 
-use event_store::Expected;
+use consistency::{Name, SchemaVersion, Traceparent};
+use event_store::{Append, Expected, NewEvent};
+use futures::future::join_all;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 use uuid::Uuid;
 
 use crate::support::{
-    Database, LOG_ID, append, assert_log_is_whole, eventually, order, until_blocked,
+    Database, LOG_ID, append, assert_log_is_whole, eventually, hold_head, is_conflict, order,
+    until_blocked, version,
 };
 
 /// A way of many commands through the database.
@@ -304,6 +307,67 @@ async fn many_that_are_each_alone_come_to_what_they_would_told_apart() {
     for outcome in ["appended", "lost"] {
         assert!(20 < outcomes.iter().filter(|said| *said == outcome).count(), "{outcomes:?}");
     }
+}
+
+/// What each of them is made of is its own, also where one between them loses, and where some have what others
+/// lack.
+#[tokio::test]
+async fn many_that_are_each_alone_stand_in_the_log_as_they_were_given() {
+    let database = Database::start().await;
+    let (store, _committer) = database.store().await;
+    let pool = database.pool();
+    store.append(append(&order("o-2"), Expected::Any, 1)).await.unwrap();
+    let given = |nth: u16| {
+        let mut given = append(&order(&format!("o-{nth}")), Expected::MustNotExist, 1);
+        given.correlation_id = Uuid::new_v4();
+        given.causation_id = Uuid::new_v4();
+        given.events[0].event_type = Name::new(format!("Noted{nth}")).unwrap();
+        given.events[0].schema_version = SchemaVersion::new(nth + 1).unwrap();
+        given.events[0].data = format!("{{\"nth\": {nth}}}");
+        let marked = nth.is_multiple_of(2);
+        given.idempotency_key_hash = marked.then(|| [u8::try_from(nth).unwrap(); 32]);
+        let parent = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b716920333{nth}-01");
+        given.traceparent = (!marked).then(|| Traceparent::parse(&parent).unwrap());
+        given
+    };
+    let all: Vec<_> = (0..6).map(given).collect();
+    let lock = hold_head(&pool).await;
+    let plug = store.append(append(&order("plug"), Expected::Any, 1));
+    let gathered = join_all(all.iter().map(|given| store.append(given.clone())));
+    let release = async {
+        until_blocked(&pool, 1).await;
+        lock.rollback().await.unwrap();
+    };
+    let (plug, answers, ()) = tokio::join!(plug, gathered, release);
+    let mut end = plug.unwrap().last_position().position;
+    for (given, answer) in all.iter().zip(answers) {
+        if given.aggregate == order("o-2") {
+            assert!(is_conflict(&answer), "{answer:?}");
+            continue;
+        }
+        let answer = answer.unwrap();
+        let [event] = store.read_range(end, 1).await.unwrap().try_into().unwrap();
+        end = end.next();
+        assert_eq!((answer.first_position, answer.first_version), (end, version(1)));
+        assert_eq!((event.at, event.version), (answer.last_position(), version(1)));
+        assert_eq!(event.committed_at, answer.committed_at);
+        let stored = Append {
+            aggregate: event.aggregate,
+            expected: given.expected,
+            events: vec![NewEvent {
+                id: event.id,
+                event_type: event.event_type,
+                schema_version: event.schema_version,
+                data: event.data,
+            }],
+            correlation_id: event.correlation_id,
+            causation_id: event.causation_id,
+            idempotency_key_hash: event.idempotency_key_hash,
+            traceparent: event.traceparent,
+        };
+        assert_eq!(stored, *given);
+    }
+    assert_eq!(assert_log_is_whole(&pool).await, 7);
 }
 
 /// Nobody can promise it falsely and be believed.

@@ -107,7 +107,10 @@ impl<'a> Session<'a> {
         let mut has_others = true;
         loop {
             head.mark_unchanged();
-            self.publish_backlog(&mut pipeline, &recent, has_others).await?;
+            // What was read before its commit was heard of needs no second look.
+            if has_others || pipeline.acknowledged() < self.store.head_seen() {
+                self.publish_backlog(&mut pipeline, &recent, has_others).await?;
+            }
             has_others = tokio::select! {
                 biased;
                 // Nothing is in flight here.

@@ -5,7 +5,7 @@ mod mistakes;
 mod tests;
 mod work;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use consistency::{Key, KeyError, KeyId, KeyRing, LogId, Name};
 use process::{
@@ -105,6 +105,9 @@ pub struct ListenConfig {
     /// Requests under way at once; further ones are refused as `overloaded`.
     #[serde(default = "requests_max_default")]
     pub requests_max: usize,
+    /// Threads that answer requests; as many as there are processors unless it is set. A connection stays
+    /// with one of them.
+    pub threads: Option<NonZeroUsize>,
     /// Bounds of connections.
     #[serde(default)]
     pub limits: ServerLimits,

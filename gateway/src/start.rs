@@ -8,7 +8,8 @@ use process::{
     admin::{self, Admin, Condition, Readiness},
     nats::{self, Nats},
     postgres::{self, PostgresConfig},
-    server, shutdown,
+    server::{self, Workers},
+    shutdown,
     telemetry::{Metrics, TelemetryError},
     trace::Traces,
 };
@@ -78,6 +79,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// There are no threads to answer requests with.
+    #[error("threads to answer requests cannot be started")]
+    Threads(#[source] std::io::Error),
     /// Metrics cannot be set up.
     #[error("telemetry cannot be set up")]
     Telemetry(#[from] TelemetryError),
@@ -133,6 +137,7 @@ pub async fn start(
     let listener = bind(config.listen.address).await?;
     let admin_listener = bind(config.admin.address).await?;
     let (address, admin_address) = (local(&listener)?, local(&admin_listener)?);
+    let workers = Workers::start(config.listen.threads).map_err(StartError::Threads)?;
     let (role, log) = role(&config, &stop).await?;
     let instruments = Instruments::new(&metrics.meter(SERVICE), traces);
     let gateway = Gateway::new(config, domain, carrier, read_models, instruments, role, routes);
@@ -142,7 +147,8 @@ pub async fn start(
     }
     tracing::info!(%address, region = %gateway.config.region, "public listener bound");
     tracing::info!(address = %admin_address, "admin listener bound");
-    let parts = Parts { gateway, metrics, readiness, nats, log, listener, admin_listener, doors };
+    let parts =
+        Parts { gateway, metrics, readiness, nats, log, listener, workers, admin_listener, doors };
     let task = tokio::spawn(run(parts, stop));
     Ok(Running { address, admin_address, task })
 }
@@ -234,6 +240,7 @@ struct Parts {
     nats: Nats,
     log: Option<Log>,
     listener: TcpListener,
+    workers: Workers,
     admin_listener: TcpListener,
     doors: Doors,
 }
@@ -241,7 +248,8 @@ struct Parts {
 /// Runs everything, and ends it in order: intake first, then what intake needed, the admin listener
 /// last.
 async fn run(parts: Parts, stop: CancellationToken) -> bool {
-    let Parts { gateway, metrics, readiness, nats, log, listener, admin_listener, doors } = parts;
+    let Parts { gateway, metrics, readiness, nats, log, .. } = parts;
+    let Parts { listener, workers, admin_listener, doors, .. } = parts;
     let background = CancellationToken::new();
     let admin = tokio::spawn(admin::serve(
         admin_listener,
@@ -274,11 +282,20 @@ async fn run(parts: Parts, stop: CancellationToken) -> bool {
     let doorkeeping = doors.keep_fresh(&readiness, &background);
     let tls = doors.tls.clone();
     let answer = doors.around(Service::new(Arc::clone(&gateway)));
-    let drained =
-        server::serve_over(tls, listener, gateway.config.listen.limits, answer, stop).await;
+    let drained = server::serve_over(
+        tls,
+        Some(&workers),
+        listener,
+        gateway.config.listen.limits,
+        answer,
+        stop,
+    )
+    .await;
     background.cancel();
     let tasks = feeds.into_iter().chain(doorkeeping).chain([drain, admin]);
     let ended = finish(&gateway, relay, committer, tasks).await;
+    // What requests began may have been under way until now.
+    drop(workers);
     tracing::info!(drained, ended, "gateway ended");
     drained && ended
 }

@@ -3,8 +3,15 @@
 mod addresses;
 mod patience;
 mod stalls;
+mod workers;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{self, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, Response, Version};
 use hyper::{
@@ -22,11 +29,13 @@ use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{Notify, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::workers::Workers;
 use self::{
     addresses::Addresses,
     patience::Patience,
@@ -101,12 +110,14 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    serve_over(None, listener, limits, answer, stop).await
+    serve_over(None, None, listener, limits, answer, stop).await
 }
 
-/// The same over `tls`; then nothing in the clear is answered.
+/// The same over `tls`, when nothing in the clear is answered, and with `workers` to answer; without, that is
+/// done by the runtime that this runs on.
 pub async fn serve_over<F, R, B>(
     tls: Option<ServerTls>,
+    workers: Option<&Workers>,
     listener: TcpListener,
     limits: ServerLimits,
     answer: F,
@@ -129,11 +140,17 @@ where
             tracing::debug!(%peer, "the address has as many connections as it may");
             continue;
         };
+        let seat = workers.map(Workers::seat);
+        let runtime = seat.as_ref().map_or_else(Handle::current, |seat| seat.runtime.clone());
         let visit = Visit { peer, limits, protocol: Arc::clone(&protocol) };
         let (tls, answer, watcher) = (tls.clone(), answer.clone(), graceful.watcher());
-        let stream = Patience::new(stream, limits.answer_stall_max.get());
-        connections.spawn(async move {
-            let _held = (permit, place);
+        let conversation = async move {
+            let _held = (permit, place, seat);
+            // Watched by the runtime that serves it.
+            let stream = match stream.and_then(TcpStream::from_std) {
+                Ok(stream) => Patience::new(stream, limits.answer_stall_max.get()),
+                Err(error) => return tracing::warn!(%error, %peer, "connection not taken over"),
+            };
             let Some(tls) = tls else { return visit.converse(stream, answer, watcher).await };
             let greeted = tls.acceptor.accept(stream);
             match tokio::time::timeout(limits.header_timeout.get(), greeted).await {
@@ -141,7 +158,8 @@ where
                 Ok(Err(error)) => tracing::debug!(%error, %peer, "tls not agreed on"),
                 Err(_) => tracing::debug!(%peer, "tls not agreed on in time"),
             }
-        });
+        };
+        connections.spawn_on(conversation, &runtime);
         while connections.try_join_next().is_some() {}
     }
     drop(listener);
@@ -232,7 +250,7 @@ async fn next_connection(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
     stop: &CancellationToken,
-) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(io::Result<net::TcpStream>, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let accepting = async {
         let permit = Arc::clone(permits).acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
@@ -257,7 +275,7 @@ async fn next_connection(
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "nagle's algorithm stays on");
             }
-            Some((stream, peer, permit))
+            Some((stream.into_std(), peer, permit))
         }
     }
 }

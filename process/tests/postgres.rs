@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test where it stands")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use compose::postgres::{Cluster, Options};
 use process::postgres::{AtHand, Taken};
 use sqlx::postgres::{PgPool, PgPoolOptions};
+use tokio::runtime::{Builder, Runtime};
 
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -51,6 +52,46 @@ async fn what_is_kept_is_used_again_and_others_have_the_rest_of_the_pool() {
     another.close();
     let mut another = at_hand.take().await.unwrap();
     session(&mut another).await.unwrap();
+}
+
+/// Takes one on a runtime of its own thread, and keeps it.
+async fn session_elsewhere(at_hand: &AtHand, runtime: &Arc<Runtime>) -> i32 {
+    let (at_hand, runtime) = (at_hand.clone(), Arc::clone(runtime));
+    let asked = move || {
+        runtime.block_on(async {
+            let mut taken = at_hand.take().await.unwrap();
+            let session = session(&mut taken).await.unwrap();
+            taken.keep();
+            session
+        })
+    };
+    tokio::task::spawn_blocking(asked).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_runtime_uses_its_own_as_long_as_there_may_be_more() {
+    let cluster = Cluster::shared().await.unwrap();
+    let pool = pool(&cluster.create_database("tide").await.unwrap(), 2);
+    let at_hand = AtHand::new(pool, 2);
+    let runtimes =
+        [(); 2].map(|()| Arc::new(Builder::new_current_thread().enable_all().build().unwrap()));
+    let mut taken = at_hand.take().await.unwrap();
+    let here = session(&mut taken).await.unwrap();
+    taken.keep();
+    let there = session_elsewhere(&at_hand, &runtimes[0]).await;
+    assert_ne!(there, here);
+    for _ in 0..2 {
+        assert_eq!(session_elsewhere(&at_hand, &runtimes[0]).await, there);
+        let mut taken = at_hand.take().await.unwrap();
+        assert_eq!(session(&mut taken).await.unwrap(), here);
+        taken.keep();
+    }
+    // Here and there are tended to by nobody meanwhile, but what they need has arrived.
+    let elsewhere = session_elsewhere(&at_hand, &runtimes[1]).await;
+    assert!([here, there].contains(&elsewhere), "there may be no third");
+    for runtime in runtimes {
+        Arc::into_inner(runtime).unwrap().shutdown_background();
+    }
 }
 
 #[tokio::test]

@@ -80,7 +80,7 @@ async fn serve(tls: Option<&Certificates>, limits: ServerLimits, body: Bytes) ->
         let body = body.clone();
         async move { Response::new(Full::new(body)) }
     };
-    tokio::spawn(server::serve_over(tls, listener, limits, answer, stop.clone()));
+    tokio::spawn(server::serve_over(tls, None, listener, limits, answer, stop.clone()));
     Served { address, stop }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! HTTP/1.1 has one exchange at a time on a connection. One with a task of its own would be woken by every
 //! request and wake it in turn, often on another processor; here who waits for the answer reads it. Nobody
-//! drives an idle connection, so whether its service has closed it is found out before it is used again.
+//! drives an idle connection, so whether its service has closed it is found out before it is used again. It is
+//! used by requests of one runtime: that of its first is told what arrives on it, and would have to wake others.
 
 use std::{
     fmt, mem,
@@ -20,7 +21,12 @@ use hyper::{
     client::conn::http1::{self, Connection, SendRequest},
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use tokio::{net::TcpStream, runtime::Handle, sync::oneshot, time::Instant};
+use tokio::{
+    net::TcpStream,
+    runtime::{self, Handle},
+    sync::oneshot,
+    time::Instant,
+};
 use tower::{Service as _, ServiceExt as _};
 
 use crate::body::Body;
@@ -60,8 +66,17 @@ struct Idle {
     is_swept: bool,
 }
 
+impl Idle {
+    fn pop(&mut self, home: runtime::Id) -> Option<(Instant, Line)> {
+        let place = self.lines.iter().rposition(|(_, line)| line.home == home)?;
+        Some(self.lines.remove(place))
+    }
+}
+
 /// A connection, in the hands of who drives it.
 struct Line {
+    /// The runtime that watches it.
+    home: runtime::Id,
     requests: SendRequest<Body>,
     /// `None` once it is closed.
     connection: Option<Box<Connection<TokioIo<TcpStream>, Body>>>,
@@ -125,13 +140,15 @@ impl Lines {
         let stream = connecting.await.map_err(|error| LineError::Connect(error.into()))?;
         let opened = http1::handshake(stream).await;
         let (requests, connection) = opened.map_err(|error| LineError::Connect(Box::new(error)))?;
-        Ok(Line { requests, connection: Some(Box::new(connection)) })
+        let home = Handle::current().id();
+        Ok(Line { home, requests, connection: Some(Box::new(connection)) })
     }
 
-    /// One that nobody uses and that its service has not closed.
+    /// One of this runtime's that nobody uses and that its service has not closed.
     async fn used_before(&self) -> Option<Line> {
+        let home = Handle::current().id();
         loop {
-            let (idle_since, mut line) = self.idle().lines.pop()?;
+            let (idle_since, mut line) = self.idle().pop(home)?;
             let is_usable = poll_fn(|context| Poll::Ready(line.is_ready(context)));
             if idle_since.elapsed() < IDLE_TIMEOUT && is_usable.await {
                 return Some(line);

@@ -74,8 +74,10 @@ impl Fickle {
     fn route(&self) -> String {
         let url = &self.url;
         let paths = "write_paths = [\"/shop/write\"], read_paths = [\"/shop/search\"]";
+        // On one thread, all use the same connection to it.
         format!(
-            "route = [{{ prefix = \"/shop\", upstream = \"{url}\", projection = \"orders\", {paths} }}]"
+            "listen.threads = 1
+            route = [{{ prefix = \"/shop\", upstream = \"{url}\", projection = \"orders\", {paths} }}]"
         )
     }
 

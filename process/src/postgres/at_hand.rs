@@ -1,7 +1,8 @@
 //! Connections that are kept at hand between statements.
 //!
 //! The pool asks the server once more whenever a connection comes back to it, which takes the server and us as
-//! long as a short statement does. What is kept here is used again as it is.
+//! long as a short statement does. What is kept here is used again as it is, by the runtime that made it if it
+//! can be: that is told what arrives on it, and would have to wake another.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -15,6 +16,7 @@ use sqlx::{
     postgres::{PgConnection, PgPool},
 };
 use tokio::{
+    runtime::{self, Handle},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
@@ -42,7 +44,13 @@ struct Shared {
 struct Unused {
     connection: PoolConnection<Postgres>,
     since: Instant,
-    made: Instant,
+    made: Made,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    at: Instant,
+    home: runtime::Id,
 }
 
 /// A connection that is being used. Unless it is [kept](Taken::keep) it goes back to the pool, which finds
@@ -50,7 +58,7 @@ struct Unused {
 #[derive(Debug)]
 pub struct Taken {
     connection: Option<PoolConnection<Postgres>>,
-    made: Instant,
+    made: Made,
     shared: Arc<Shared>,
     _room: OwnedSemaphorePermit,
 }
@@ -62,14 +70,15 @@ impl AtHand {
         Self { shared: Arc::new(Shared { pool, room, unused: Mutex::default() }) }
     }
 
-    /// The one that was used last, or one of the pool's. The wait for it is bounded as the pool's is.
+    /// The one of this runtime's that was used last, or one of the pool's, or one of another runtime's when there
+    /// are as many as there may be. The wait for it is bounded as the pool's is.
     pub async fn take(&self) -> Result<Taken, sqlx::Error> {
         let shared = &self.shared;
         let room = Arc::clone(&shared.room).acquire_owned();
         let wait_max = shared.pool.options().get_acquire_timeout();
         let room = timeout(wait_max, room).await.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let room = room.expect("the semaphore is never closed");
-        let now = Instant::now();
+        let now = Made { at: Instant::now(), home: Handle::current().id() };
         let (connection, made) = match shared.pop(now) {
             Some(unused) => (unused.connection, unused.made),
             // Boxed: it is larger than all that is done with a connection, and most need none of it.
@@ -107,9 +116,17 @@ impl Shared {
         drop(unused);
     }
 
-    fn pop(&self, now: Instant) -> Option<Unused> {
-        let unused = self.unused().pop()?;
-        let is_old = AGE_MAX < now - unused.made || UNUSED_MAX < now - unused.since;
+    fn pop(&self, now: Made) -> Option<Unused> {
+        let unused = {
+            let mut all = self.unused();
+            match all.iter().rposition(|unused| unused.made.home == now.home) {
+                Some(own) => all.remove(own),
+                // Whoever asks has its room.
+                None if all.len() <= self.room.available_permits() => return None,
+                None => all.pop()?,
+            }
+        };
+        let is_old = AGE_MAX < now.at - unused.made.at || UNUSED_MAX < now.at - unused.since;
         (!is_old).then_some(unused)
     }
 

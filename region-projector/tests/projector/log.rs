@@ -57,7 +57,14 @@ impl TestLog {
                 response
             }
         };
-        tokio::spawn(serve_over(tls, listener, ServerLimits::default(), service, stop.clone()));
+        tokio::spawn(serve_over(
+            tls,
+            None,
+            listener,
+            ServerLimits::default(),
+            service,
+            stop.clone(),
+        ));
         Self { shared, address, _stop: stop.drop_guard() }
     }
 

@@ -192,6 +192,23 @@ async fn a_request_is_sent_to_its_end_although_its_answer_is_over() {
     assert!(heard.contains("first") && heard.contains("last"), "{heard}");
 }
 
+#[tokio::test]
+async fn a_line_is_used_by_the_runtime_that_watches_it() {
+    let mut service = Script::of(&[WHOLE; 3].map(Reaction::Answer)).await;
+    assert_eq!(service.answer().await, "tide");
+    let lines = service.lines.clone();
+    let elsewhere = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let answer = lines.send(post(Body::from(Bytes::from("low water?")))).await.unwrap();
+            answer.into_body().collect().await.unwrap().to_bytes()
+        })
+    });
+    assert_eq!(elsewhere.await.unwrap(), "tide");
+    assert_eq!(service.answer().await, "tide");
+    assert_eq!(service.saw(3).await, [1, 2, 1]);
+}
+
 /// As what is left is when a runtime ends before its tasks do.
 #[test]
 fn an_answer_dropped_outside_a_runtime_ends_its_connection() {

@@ -8,6 +8,7 @@ pub(crate) mod gap;
 pub(crate) mod parking;
 pub mod plan;
 mod poison;
+mod remembered;
 mod size;
 pub mod write;
 
@@ -38,6 +39,7 @@ use ahead::{Queue, Taken};
 use batch::{Applied, Batch, Failed, Findings};
 use failure::{Failure, classify};
 use plan::Plan;
+use remembered::Remembered;
 use size::BatchSize;
 
 /// Why a partition ended.
@@ -118,6 +120,7 @@ struct Running {
     unstored: Option<Unstored>,
     store_at: Instant,
     size: BatchSize,
+    remembered: Remembered,
 }
 
 impl Running {
@@ -126,7 +129,11 @@ impl Running {
         let name = partition.name();
         let config = &partition.config;
         let size = BatchSize::new(config.batch_events_max, config.batch_ms_max);
-        Self { partition, name, watermark, unstored: None, store_at: Instant::now(), size }
+        let partition_count = partition.definition.partition_count().get();
+        let remembered =
+            Remembered::new(config.remembered_bytes_max / usize::from(partition_count));
+        let store_at = Instant::now();
+        Self { partition, name, watermark, unstored: None, store_at, size, remembered }
     }
 
     async fn work(&mut self, chunks: mpsc::Receiver<Chunk>, stop: &CancellationToken) -> Left {
@@ -288,8 +295,11 @@ impl Running {
             let attempt = self.attempt(batch, &findings, folded.take(), queue.as_deref_mut());
             let attempt = Box::pin(attempt);
             let tried = bounded_until(config.attempt_timeout, patience, attempt).await;
-            if let (Err(_), Some(queue)) = (&tried, &mut queue) {
-                queue.throw_away();
+            if tried.is_err() {
+                self.remembered.clear();
+                if let Some(queue) = &mut queue {
+                    queue.throw_away();
+                }
             }
             let error = match tried {
                 Ok(plan) => {
@@ -342,6 +352,7 @@ impl Running {
 
     async fn committed(&mut self, batch: &Batch, plan: &Plan, began: Instant) {
         let from = self.watermark;
+        self.remember(plan);
         self.size.committed(batch.events.len(), began.elapsed());
         self.stored(batch.through, batch.committed_at);
         let (version, partition) = (&self.partition.key, self.partition.held.partition);
@@ -367,6 +378,16 @@ impl Running {
         // An earlier try whose reply was lost may have parked them: then only letters are left here.
         if !plan.letters.is_empty() {
             self.count_parked().await;
+        }
+    }
+
+    fn remember(&mut self, plan: &Plan) {
+        for (id, state) in plan.states_of(|_| true) {
+            self.remembered.keep(id, state);
+        }
+        // Whoever takes up what is parked finds it stored.
+        for parking in &plan.parkings {
+            self.remembered.forget(parking.aggregate.id());
         }
     }
 

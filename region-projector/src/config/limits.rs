@@ -21,6 +21,8 @@ pub struct ApplyConfig {
     pub batch_ms_max: u32,
     /// Chunks of events that wait for a partition at most.
     pub queue_chunks_max: usize,
+    /// Bytes of states that are remembered from earlier batches, for all partitions of a version together.
+    pub remembered_bytes_max: usize,
     /// Partitions of one version that write at the same time at most.
     pub writers_max: usize,
     /// Partitions that are applied here by hand, as in `[0, 1]` or `"0,1"`: not shared with others.
@@ -57,6 +59,7 @@ impl Default for ApplyConfig {
             queue_bytes_max: 64 * 1024 * 1024,
             batch_ms_max: 500,
             queue_chunks_max: 256,
+            remembered_bytes_max: 16 * 1024 * 1024,
             writers_max: 4,
             partitions: None,
             idle_store_interval: Period::from_secs(1),
@@ -103,6 +106,8 @@ pub struct LimitsConfig {
     pub batch_ms_max: Option<u32>,
     /// Chunks of events that wait for a partition at most.
     pub queue_chunks_max: Option<usize>,
+    /// Bytes of states that are remembered from earlier batches, for all partitions together.
+    pub remembered_bytes_max: Option<usize>,
     /// Partitions that write at the same time at most.
     pub writers_max: Option<usize>,
     /// Partitions that are applied here by hand.
@@ -124,6 +129,7 @@ impl LimitsConfig {
             queue_bytes_max: self.queue_bytes_max.unwrap_or(apply.queue_bytes_max),
             batch_ms_max: self.batch_ms_max.unwrap_or(apply.batch_ms_max),
             queue_chunks_max: self.queue_chunks_max.unwrap_or(apply.queue_chunks_max),
+            remembered_bytes_max: self.remembered_bytes_max.unwrap_or(apply.remembered_bytes_max),
             writers_max: self.writers_max.unwrap_or(apply.writers_max),
             partitions: self.partitions.or(apply.partitions),
             idle_store_interval: self.idle_store_interval.unwrap_or(apply.idle_store_interval),

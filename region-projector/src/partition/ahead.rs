@@ -5,14 +5,15 @@
 //! when the last batch commits and the next one finds the checkpoint there. Only what parks nothing is
 //! kept: who is parked is read again under the lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashSet;
 
 use process::postgres::AtHand;
-use projection::{ProjectionDefinition, StateWrites, StoredState};
+use projection::ProjectionDefinition;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::plan::{self, Condemned, Known, Plan, Writes};
+use super::plan::{self, Condemned, Known, Plan};
+use super::remembered::Remembered;
 use super::{Batch, Partition, write};
 use crate::attempt::{Attempt, bounded};
 use crate::config::ApplyConfig;
@@ -109,6 +110,7 @@ impl Queue {
         partition: &Partition,
         last: &Batch,
         plan: &Plan,
+        remembered: &Remembered,
         events_max: usize,
     ) {
         if self.next.is_some() {
@@ -116,12 +118,18 @@ impl Queue {
         }
         let Some(mut batch) = self.arrived(&partition.config, events_max) else { return };
         batch.events.retain(|event| event.at.position > last.through.position);
+        let ids: HashSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
+        let states = plan.states_of(|id| ids.contains(id)).collect();
+        let mut known = Known { states, ..Known::default() };
+        let unknown = write::ids(known.recall(&batch.events, remembered));
+        let unknown = unknown.into_iter().map(str::to_owned).collect();
         let fold = FoldAhead {
             definition: partition.definition.clone(),
             partition: partition.held.partition,
             connections: partition.connections.clone(),
             config: partition.config,
-            written: written(plan, &batch),
+            known,
+            unknown,
             is_parked: plan.parkings.iter().any(|parking| batch.is_of(parking.aggregate.id())),
         };
         let folding = Folding(tokio::spawn(async move {
@@ -144,8 +152,10 @@ struct FoldAhead {
     partition: u16,
     connections: AtHand,
     config: ApplyConfig,
-    /// States that the last batch leaves behind.
-    written: HashMap<String, StoredState>,
+    /// States that the last batch leaves behind, and those that are remembered.
+    known: Known,
+    /// Ids of the aggregates that have to be looked up.
+    unknown: Vec<String>,
     /// Whether the last batch parks an aggregate of this one.
     is_parked: bool,
 }
@@ -156,41 +166,20 @@ impl FoldAhead {
         if batch.events.is_empty() || self.is_parked {
             return None;
         }
-        let mut known = bounded(self.config.attempt_timeout, self.load(batch)).await.ok()?;
-        known.states.extend(std::mem::take(&mut self.written));
+        if !self.unknown.is_empty() {
+            let looked_up = bounded(self.config.attempt_timeout, self.load()).await.ok()?;
+            self.known.extend(looked_up);
+        }
         let none = Condemned::new();
-        let plan = plan::plan(&self.definition, self.partition, &batch.events, &mut known, &none);
+        let plan =
+            plan::plan(&self.definition, self.partition, &batch.events, &mut self.known, &none);
         plan.parks_nothing().then(|| Box::new(plan))
     }
 
-    /// Those that the last batch has not written.
-    async fn load(&self, batch: &Batch) -> Result<Known, sqlx::Error> {
-        let others = || {
-            let events = batch.events.iter();
-            events.filter(|event| !self.written.contains_key(event.aggregate.id()))
-        };
+    async fn load(&self) -> Result<Known, sqlx::Error> {
         let mut attempt = Attempt::begin(&self.connections).await?;
-        let known = write::load(&mut attempt, &self.definition, others()).await?;
+        let known = write::load_of(&mut attempt, &self.definition, &self.unknown).await?;
         attempt.finish();
         Ok(known)
     }
-}
-
-/// The states of the aggregates of `batch` that a plan writes.
-fn written(plan: &Plan, batch: &Batch) -> HashMap<String, StoredState> {
-    let states: &StateWrites = match &plan.writes {
-        Writes::Document(changes) => &changes.states,
-        Writes::Rollup(states, _) | Writes::Custom(states, _) => states,
-    };
-    let next: BTreeSet<&str> = batch.events.iter().map(|event| event.aggregate.id()).collect();
-    let rows = (0..states.aggregate_ids.len())
-        .filter(|row| next.contains(states.aggregate_ids[*row].as_str()));
-    let columns = rows.map(|row| {
-        let id = states.aggregate_ids[row].clone();
-        let (version, epoch) = (states.versions[row], states.epochs[row]);
-        let (at, created) = (states.positions[row], states.created_positions[row]);
-        StoredState::from_columns((id, version, epoch, at, created, states.states[row].clone()))
-    });
-    // One that makes no sense is found at the second look, when it is read from the database.
-    columns.filter_map(Result::ok).collect()
 }

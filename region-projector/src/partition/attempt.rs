@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use consistency::{Event, Version};
 use projection::ProjectionKind;
 use sqlx::{Connection as _, PgConnection};
 
@@ -21,7 +20,7 @@ const SHORT_EVENTS_MAX: usize = 100;
 impl Running {
     /// One try.
     pub(super) async fn attempt(
-        &self,
+        &mut self,
         batch: &Batch,
         findings: &Findings,
         mut folded: Option<Box<Plan>>,
@@ -45,7 +44,7 @@ impl Running {
     /// Reads, decides, and then locks, writes and commits in one statement. `None` when it cannot be done
     /// that way, and nothing was.
     async fn short_way(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
         batch: &Batch,
         folded: Option<Box<Plan>>,
@@ -61,7 +60,7 @@ impl Running {
             return Ok(None);
         }
         if let Some(queue) = &mut queue {
-            queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
+            queue.fold_ahead(&self.partition, batch, &plan, &self.remembered, self.size.get());
         }
         let to = (batch.through, batch.committed_at);
         let done = write::apply(connection, definition, held, to, &batch.events, &plan.writes);
@@ -71,29 +70,25 @@ impl Running {
             }
             return Ok(Some(plan));
         }
+        // Somebody came between, whoever it was.
+        self.remembered.clear();
         if let Some(queue) = queue {
             queue.throw_away();
         }
         Ok(None)
     }
 
-    /// Of an aggregate whose first event is here nothing is stored, so nothing is read: that it was applied
-    /// before is found out when it is written.
     async fn plan_ahead(
         &self,
         connection: &mut PgConnection,
         batch: &Batch,
     ) -> Result<Plan, sqlx::Error> {
         let Partition { definition, held, .. } = &self.partition;
-        let is_first = |event: &&Event| event.version == Version::ZERO.next();
-        let first: BTreeSet<&str> =
-            batch.events.iter().filter(is_first).map(|event| event.aggregate.id()).collect();
-        let is_known = |event: &&Event| first.contains(event.aggregate.id());
-        let unknown: Vec<&Event> = batch.events.iter().filter(|event| !is_known(event)).collect();
-        let mut known = match unknown.is_empty() {
-            true => Known::default(),
-            false => write::load(connection, definition, unknown).await?,
-        };
+        let mut known = Known::default();
+        let unknown = known.recall(&batch.events, &self.remembered);
+        if !unknown.is_empty() {
+            known.extend(write::load(connection, definition, unknown).await?);
+        }
         let none = Condemned::new();
         Ok(plan::plan(definition, held.partition, &batch.events, &mut known, &none))
     }
@@ -132,7 +127,7 @@ impl Running {
             return Err(Failed::Tripped(trip));
         }
         if let Some(queue) = queue {
-            queue.fold_ahead(&self.partition, batch, &plan, self.size.get());
+            queue.fold_ahead(&self.partition, batch, &plan, &self.remembered, self.size.get());
         }
         if !write::write(&mut transaction, key, definition, held.partition, &plan).await? {
             transaction.rollback().await?;

@@ -11,6 +11,7 @@ use projection::{
     StoredState,
 };
 
+use super::remembered::Remembered;
 use crate::health::chain_of;
 
 /// Reason of an aggregate whose events leave a version out.
@@ -23,6 +24,40 @@ pub struct Known {
     pub states: HashMap<String, StoredState>,
     /// Ids of aggregates that are parked.
     pub parked: HashSet<String>,
+}
+
+impl Known {
+    /// Takes from memory what is there, and says of which events the aggregates are to be looked up. Of one whose
+    /// first event is among them nothing is stored: if it was applied before, that is found out when it is
+    /// written.
+    pub(super) fn recall<'a>(
+        &mut self,
+        events: &'a [Event],
+        remembered: &Remembered,
+    ) -> Vec<&'a Event> {
+        let mut first: HashSet<&str> = HashSet::new();
+        let mut unknown = Vec::new();
+        for event in events {
+            let id = event.aggregate.id();
+            if self.states.contains_key(id) || first.contains(id) {
+                continue;
+            }
+            if let Some(state) = remembered.get(id) {
+                self.states.insert(id.to_owned(), state.clone());
+            } else if event.version == Version::ZERO.next() {
+                first.insert(id);
+            } else {
+                unknown.push(event);
+            }
+        }
+        unknown
+    }
+
+    /// Takes what the database knows about others.
+    pub(super) fn extend(&mut self, others: Self) {
+        self.states.extend(others.states);
+        self.parked.extend(others.parked);
+    }
 }
 
 /// Aggregates, by id, of which the database refuses what an event makes.
@@ -106,6 +141,28 @@ impl Plan {
             && self.letters.is_empty()
             && self.gaps.is_empty()
             && !self.overflowed
+    }
+}
+
+impl Plan {
+    /// The states that it writes, of aggregates whose ids are `wanted`. One that makes no sense is left out: it is
+    /// found when it is read from the database.
+    pub(super) fn states_of(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> impl Iterator<Item = (String, StoredState)> {
+        let states: &StateWrites = match &self.writes {
+            Writes::Document(changes) => &changes.states,
+            Writes::Rollup(states, _) | Writes::Custom(states, _) => states,
+        };
+        let rows = 0..states.aggregate_ids.len();
+        rows.filter(move |row| wanted(&states.aggregate_ids[*row])).filter_map(|row| {
+            let id = states.aggregate_ids[row].clone();
+            let (version, epoch) = (states.versions[row], states.epochs[row]);
+            let (at, created) = (states.positions[row], states.created_positions[row]);
+            let state = states.states[row].clone();
+            StoredState::from_columns((id, version, epoch, at, created, state)).ok()
+        })
     }
 }
 

@@ -25,8 +25,18 @@ pub async fn load<'a>(
     definition: &ProjectionDefinition,
     events: impl IntoIterator<Item = &'a Event>,
 ) -> Result<Known, sqlx::Error> {
+    load_of(connection, definition, &ids(events)).await
+}
+
+/// The same of the aggregates with these ids.
+pub(super) async fn load_of<T: AsRef<str> + Sync>(
+    connection: &mut PgConnection,
+    definition: &ProjectionDefinition,
+    ids: &[T],
+) -> Result<Known, sqlx::Error> {
     let statement = AssertSqlSafe(definition.statements().look.clone());
-    let rows = sqlx::query_as(statement).bind(ids(events)).fetch_all(connection).await?;
+    let ids: Vec<&str> = ids.iter().map(AsRef::as_ref).collect();
+    let rows = sqlx::query_as(statement).bind(ids).fetch_all(connection).await?;
     Ok(known(rows)?.unwrap_or_default())
 }
 

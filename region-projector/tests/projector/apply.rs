@@ -47,7 +47,8 @@ async fn an_event_is_in_rows_and_checkpoint_and_is_announced_with_its_keys() {
     stop(projector).await;
 }
 
-/// One for what is read, unless its first event says that there is nothing, and one for all that is written.
+/// One for all that is written, and before it one for what is read of aggregates that are neither new nor
+/// remembered.
 #[tokio::test]
 async fn a_batch_takes_one_statement_or_two() {
     let settings = [("shared_preload_libraries", "pg_stat_statements")];
@@ -56,7 +57,6 @@ async fn a_batch_takes_one_statement_or_two() {
     let nats = Server::start_single().await.unwrap();
     let world = World::around(nats, postgres, TestLog::start().await).await;
     sqlx::query("create extension pg_stat_statements").execute(&world.pool).await.unwrap();
-    let projector = world.projector(domain()).await;
     let counts = async || -> (i64, i64, i64) {
         let calls = "select
                          coalesce(sum(calls) filter (where query like '%as moved, asked.id%'), 0)::bigint,
@@ -65,15 +65,30 @@ async fn a_batch_takes_one_statement_or_two() {
                      from pg_stat_statements where query not like '%pg_stat_%'";
         sqlx::query_as(calls).fetch_one(&world.pool).await.unwrap()
     };
+    let projector = world.projector(domain()).await;
     for nth in 1..=10 {
         world.stored(world.add(&format!("a-{nth}"), 1).await).await;
         assert_eq!(counts().await, (0, nth, nth), "nothing is read of what is new");
     }
     for nth in 1..=10 {
-        world.stored(world.add("a-1", 1).await).await;
-        assert_eq!(counts().await, (nth, 10 + nth, 10 + nth), "only that writes");
+        world.stored(world.add(&format!("a-{nth}"), 1).await).await;
+        assert_eq!(counts().await, (0, 10 + nth, 10 + nth), "nor of what was written lately");
     }
-    assert_eq!(world.tally("a-1").await, Some((11, 11)));
+    stop(projector).await;
+    let mut config = world.config();
+    config.apply.remembered_bytes_max = 0;
+    let projector = world.try_projector(config, domain()).await.unwrap();
+    for nth in 1..=10 {
+        world.stored(world.add("a-1", 1).await).await;
+        assert_eq!(counts().await, (nth, 20 + nth, 20 + nth), "nothing is remembered");
+    }
+    stop(projector).await;
+    let projector = world.projector(domain()).await;
+    for nth in 1..=10 {
+        world.stored(world.add("a-1", 1).await).await;
+        assert_eq!(counts().await, (11, 30 + nth, 30 + nth), "read once, and remembered");
+    }
+    assert_eq!(world.tally("a-1").await, Some((22, 22)));
     stop(projector).await;
 }
 

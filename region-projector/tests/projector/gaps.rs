@@ -56,6 +56,35 @@ async fn versions_that_are_missing_are_fetched_from_the_log_and_nothing_is_parke
     stop(projector).await;
 }
 
+/// As whoever keeps to the fence never makes it.
+#[tokio::test]
+async fn a_state_that_is_not_as_it_is_remembered_is_looked_up() {
+    let world = World::start().await;
+    let projector = world.projector(domain()).await;
+    for n in 1..=3 {
+        world.stored(world.add("a", n).await).await;
+    }
+    lose_a(&world).await;
+    world.stored(world.add("a", 4).await).await;
+    assert_eq!(world.tally("a").await, Some((10, 4)));
+    sqlx::query(
+        "update tallies_v1_state set version = 2, state = '{\"sum\":-1,\"list\":\"new\"}'
+         where aggregate_id = 'a'",
+    )
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    // In batches that are folded while the one before is written, too.
+    let mut last = world.lowest_checkpoint().await.unwrap();
+    for _ in 5..=100 {
+        last = world.add("a", 1).await;
+    }
+    world.stored(last).await;
+    assert_eq!(world.tally("a").await, Some((-1 + 3 + 4 + 96, 100)));
+    assert_eq!(parked(&world).await, []);
+    stop(projector).await;
+}
+
 #[tokio::test]
 async fn a_message_that_lies_about_its_version_is_applied_as_the_log_has_it() {
     let world = World::start().await;

@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use process::{
     admin::{self, Admin, Condition, Readiness},
     config::{Period, Secret},
-    server::{self, ServerLimits},
+    server::{self, ServerLimits, Workers},
     telemetry::Metrics,
 };
 use tokio::{
@@ -55,6 +55,34 @@ async fn a_request_under_way_is_finished_when_the_server_ends() {
     assert_eq!(answered.text().await.unwrap(), "done");
     assert!(timeout(PATIENCE, served).await.unwrap().unwrap(), "everything finished");
     assert!(TcpStream::connect(&address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_connection_stays_with_the_worker_that_it_was_given_to() {
+    let (listener, address) = listener().await;
+    let stop = CancellationToken::new();
+    let answer = |_, _| async {
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        Response::new(Full::new(Bytes::from(thread)))
+    };
+    let workers = Workers::start(std::num::NonZeroUsize::new(2)).unwrap();
+    let (limits, stopped) = (ServerLimits::default(), stop.clone());
+    let served = tokio::spawn(async move {
+        server::serve_over(None, Some(&workers), listener, limits, answer, stopped).await
+    });
+    // Each keeps one connection.
+    let clients = [(); 2].map(|()| reqwest::Client::new());
+    let url = format!("http://{address}/");
+    let mut threads = [Vec::new(), Vec::new()];
+    for _ in 0..3 {
+        for (client, threads) in clients.iter().zip(&mut threads) {
+            let answered = timeout(PATIENCE, client.get(&url).send()).await.unwrap().unwrap();
+            threads.push(answered.text().await.unwrap());
+        }
+    }
+    assert_eq!(threads, [vec!["worker 0"; 3], vec!["worker 1"; 3]]);
+    stop.cancel();
+    assert!(timeout(PATIENCE, served).await.unwrap().unwrap(), "everything finished");
 }
 
 #[tokio::test]

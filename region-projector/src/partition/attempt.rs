@@ -70,7 +70,7 @@ impl Running {
             }
             return Ok(Some(plan));
         }
-        // Somebody came between, whoever it was.
+        // Somebody may have come between, whoever it was.
         self.remembered.clear();
         if let Some(queue) = queue {
             queue.throw_away();

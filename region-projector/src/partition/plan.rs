@@ -142,9 +142,7 @@ impl Plan {
             && self.gaps.is_empty()
             && !self.overflowed
     }
-}
 
-impl Plan {
     /// The states that it writes, of aggregates whose ids are `wanted`. One that makes no sense is left out: it is
     /// found when it is read from the database.
     pub(super) fn states_of(

@@ -229,14 +229,20 @@ impl Pull {
                 self.wanted = self.wanted.saturating_sub(self.unmet(&message));
                 Ok(None)
             }
-            Some(StatusCode::REQUEST_TERMINATED) if is_full(&message) => {
-                self.wanted = self.wanted.saturating_sub(self.unmet(&message));
-                self.is_large = !self.met;
-                Ok(None)
-            }
             Some(status) => {
-                let description = message.description.unwrap_or_default();
-                Err(PullError::Ended { status, description })
+                let description = message.description.as_deref().unwrap_or_default();
+                let is_conflict = status == StatusCode::REQUEST_TERMINATED;
+                // It has brought all its messages, and could have brought more bytes.
+                if is_conflict && description == "Batch Completed" {
+                    return Ok(None);
+                }
+                // The next message would bring more bytes than were asked for.
+                if is_conflict && description.contains("Exceeds MaxBytes") {
+                    self.wanted = self.wanted.saturating_sub(self.unmet(&message));
+                    self.is_large = !self.met;
+                    return Ok(None);
+                }
+                Err(PullError::Ended { status, description: description.to_owned() })
             }
         }
     }
@@ -263,9 +269,4 @@ impl Pull {
         };
         Ok(read)
     }
-}
-
-/// Whether the next message would bring more bytes than were asked for.
-fn is_full(message: &Message) -> bool {
-    message.description.as_deref().is_some_and(|said| said.contains("Exceeds MaxBytes"))
 }

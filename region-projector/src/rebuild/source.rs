@@ -52,7 +52,8 @@ impl Work {
         let mut workers = JoinSet::new();
         let count = held.len();
         let mut marks = Vec::new();
-        for held in held {
+        // Who has stored it all before listens to nobody, and a reader that meets one who does not would end.
+        for held in held.into_iter().filter(|held| held.mark.position < job.target) {
             let (sender, chunks) = mpsc::channel::<Chunk>(self.config.apply.queue_chunks_max);
             senders.insert(held.partition, sender);
             let (folding, mark) = self.folding(job, held, count);

@@ -301,6 +301,23 @@ async fn who_reads_too_slowly_reads_by_itself_until_it_is_at_the_end_again() {
 }
 
 #[tokio::test]
+async fn requests_that_were_met_end_nothing() {
+    let world = World::start().await;
+    add(&world, 350).await;
+    let (tail, _over) = tail(&world, 1_000_000);
+    let mut reader = Reads::new(&tail, 0);
+    reader.up_to(350).await;
+    let before = names(&world).await;
+    assert_eq!(before.len(), 1, "three requests, of one consumer");
+    until_shared(&world, [&mut reader]).await;
+    for _ in 0..250 {
+        let through = world.add("a", 1).await.get();
+        reader.up_to(through).await;
+    }
+    assert_eq!(names(&world).await, before, "at the end of the stream as well");
+}
+
+#[tokio::test]
 async fn who_followed_goes_on_from_its_own_place_when_the_consumer_is_lost() {
     let world = World::start().await;
     let (tail, _over) = tail(&world, 1_000_000);

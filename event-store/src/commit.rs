@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use consistency::{CommittedAt, Epoch, EventId};
 use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
+use tokio::runtime::{self, Handle};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
@@ -23,6 +24,8 @@ use crate::refusal::Refusal;
 use crate::seen::Seen;
 use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
+/// Most connections that are kept, the committer's own included.
+const CONNECTIONS_MAX: usize = 4;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 /// Calls of the function in a row before which nobody else appended, until that is counted on again.
 const QUIET_CALLS: u8 = 8;
@@ -91,12 +94,13 @@ enum Settled {
     Unknown,
 }
 
-/// The committer's own connection, kept between commits: one round trip a commit.
+/// Connections that are kept between commits: one round trip a commit.
 #[derive(Debug)]
 pub(crate) struct Session {
     pool: PgPool,
     config: StoreConfig,
-    connection: Option<PoolConnection<Postgres>>,
+    /// One for each runtime that commits: whose it is, is told what arrives on it, and would have to wake another.
+    connections: Vec<(runtime::Id, PoolConnection<Postgres>)>,
     seen: Seen,
     recent: Arc<Recent>,
     /// What the log ended with after the last commit.
@@ -108,8 +112,39 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(pool: PgPool, config: StoreConfig, seen: Seen, recent: Arc<Recent>) -> Self {
-        let (last_event, wary_for) = (None, 0);
-        Self { pool, config, connection: None, seen, recent, last_event, wary_for }
+        let (connections, last_event, wary_for) = (Vec::new(), None, 0);
+        Self { pool, config, connections, seen, recent, last_event, wary_for }
+    }
+
+    /// Whether this runtime has a connection of its own, or may have one. The committer always may.
+    pub(crate) fn is_at_home(&self) -> bool {
+        let home = Handle::current().id();
+        let kept_max = self.pool.options().get_max_connections() as usize / 4;
+        self.connections.len() + 1 < kept_max.min(CONNECTIONS_MAX)
+            || self.connections.iter().any(|(own, _)| *own == home)
+    }
+
+    /// This runtime's connection.
+    async fn connection(&mut self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let home = Handle::current().id();
+        if let Some(own) = self.connections.iter().position(|(own, _)| *own == home) {
+            return Ok(self.connections.swap_remove(own).1);
+        }
+        let is_of_another = self.pool.num_idle() > 0;
+        let mut connection = self.pool.acquire().await?;
+        if is_of_another {
+            *connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        }
+        Ok(connection)
+    }
+
+    fn keep(&mut self, connection: PoolConnection<Postgres>) {
+        self.connections.push((Handle::current().id(), connection));
+    }
+
+    /// Gives its connections back.
+    pub(crate) fn release(&mut self) {
+        self.connections.clear();
     }
 
     /// Commits the batch and answers each of its appends, in order.
@@ -156,17 +191,14 @@ impl Session {
     }
 
     async fn call(&mut self, batch_id: Uuid, batch: &Batch) -> Outcome {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => match self.pool.acquire().await {
-                Ok(connection) => connection,
-                // Nothing was sent.
-                Err(error) => return Outcome::Failed(error),
-            },
+        let mut connection = match self.connection().await {
+            Ok(connection) => connection,
+            // Nothing was sent.
+            Err(error) => return Outcome::Failed(error),
         };
         match self.append(&mut connection, batch_id, batch).await {
             Ok(Called { answers, before }) => {
-                self.connection = Some(connection);
+                self.keep(connection);
                 self.last_event = Some(last_event(&answers).unwrap_or(before));
                 self.recent.keep(before, &batch.commands, &answers);
                 Outcome::Answered(answers)
@@ -174,7 +206,7 @@ impl Session {
             Err(error) if was_rolled_back(&error) => {
                 // Of the rest, some are the connection's fault: its server may have become a standby.
                 if blames_some(&error) {
-                    self.connection = Some(connection);
+                    self.keep(connection);
                 } else {
                     discard(connection);
                 }

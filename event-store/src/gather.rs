@@ -1,19 +1,23 @@
 //! Group commit: appends that wait while one commit runs are committed together by the next.
 //!
 //! The log's row lock is then taken once a commit and not once a command, and the disk is flushed as
-//! often.
+//! often. One commit runs at a time. Whoever comes while none does leads the next one, beside the request and
+//! on its thread: an append by itself is handed to nobody and back. What has come by its end is the committer's,
+//! which has a thread of its own.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use crate::append::Command;
 use crate::commit::{Answer, Batch, Session};
 use crate::recent::Recent;
 use crate::seen::Seen;
-use crate::{Once, StoreConfig};
+use crate::{AppendError, Once, StoreConfig};
 
 /// An append that waits for its commit.
 #[derive(Debug)]
@@ -29,89 +33,195 @@ pub(crate) struct Queued {
 #[derive(Debug)]
 pub(crate) struct Gatherer {
     config: StoreConfig,
-    waiting: mpsc::Receiver<Queued>,
-    /// Taken from the queue, but too large for the batch before.
-    left_over: Option<Queued>,
-    session: Session,
+    queue: Mutex<Queue>,
+    /// Used by the one that leads.
+    session: tokio::sync::Mutex<Session>,
+    /// Tells the committer that the lead is its own now.
+    handed_over: Notify,
     seen: Seen,
-    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Queued>,
+    /// Somebody leads, who looks at the queue again before that ends.
+    is_led: bool,
+    /// Several were committed together the last time, and are likely to be the next.
+    is_crowded: bool,
+    is_closed: bool,
+}
+
+/// The right to commit, which one has at a time. However it ends, what waits by then is the committer's.
+#[derive(Debug)]
+struct Lead {
+    gatherer: Arc<Gatherer>,
 }
 
 impl Gatherer {
-    pub(crate) fn new(
-        pool: PgPool,
-        config: StoreConfig,
-        waiting: mpsc::Receiver<Queued>,
-        seen: Seen,
-        recent: Arc<Recent>,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(pool: PgPool, config: StoreConfig, seen: Seen, recent: Arc<Recent>) -> Self {
         let session = Session::new(pool, config.clone(), seen.clone(), recent);
-        Self { config, waiting, left_over: None, session, seen, stop }
+        Self {
+            config,
+            queue: Mutex::default(),
+            session: tokio::sync::Mutex::new(session),
+            handed_over: Notify::new(),
+            seen,
+        }
     }
 
-    /// Runs until it is stopped and the queue is empty, or every handle is dropped.
-    pub(crate) async fn run(mut self) {
-        while let Some(first) = self.first().await {
-            let (batch, replies) = self.gather(first);
-            if batch.is_empty() {
-                continue;
+    /// Has the append wait for the next commit, and leads that if nobody does.
+    pub(crate) fn push(self: &Arc<Self>, queued: Queued) -> Result<(), AppendError> {
+        let mut queue = self.queue();
+        if queue.is_closed {
+            return Err(AppendError::Stopping);
+        }
+        if queue.waiting.len() == self.config.queue_commands_max {
+            return Err(AppendError::Overloaded);
+        }
+        queue.waiting.push_back(queued);
+        let (lead, is_crowded) = (queue.lead(), queue.is_crowded);
+        drop(queue);
+        if lead && is_crowded {
+            self.handed_over.notify_one();
+        } else if lead {
+            tokio::spawn(Lead::of(self).commit_one());
+        }
+        Ok(())
+    }
+
+    /// The committer: takes the lead whenever it is handed over. Once it is stopped, it takes no more appends,
+    /// commits those that wait, and ends.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut is_closed = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.handed_over.notified() => {}
+                () = stop.cancelled(), if !is_closed => {
+                    is_closed = true;
+                    if !self.close() {
+                        // Whoever leads hands it over.
+                        continue;
+                    }
+                }
             }
-            let answers = self.session.commit(batch).await;
-            let newest = answers.iter().flatten().filter_map(|once| match once {
-                Once::Appended(appended) => Some(appended.last_position()),
-                Once::Repeated(_) => None,
-            });
-            if let Some(newest) = newest.max() {
-                self.seen.raise(newest);
-            }
-            for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
-                drop(room);
-                // A caller who has gone needs no answer.
-                let _ = reply.send(answer);
+            Lead::of(&self).commit_all().await;
+            if is_closed {
+                self.session.lock().await.release();
+                return;
             }
         }
     }
 
-    async fn first(&mut self) -> Option<Queued> {
-        if let Some(queued) = self.left_over.take() {
-            return Some(queued);
-        }
-        tokio::select! {
-            biased;
-            // A closed queue still hands out what it holds.
-            () = self.stop.cancelled(), if !self.waiting.is_closed() => {
-                self.waiting.close();
-                self.waiting.recv().await
-            }
-            queued = self.waiting.recv() => queued,
-        }
+    /// Takes no more appends. True if nobody leads, so that the caller does.
+    fn close(&self) -> bool {
+        let mut queue = self.queue();
+        queue.is_closed = true;
+        queue.lead()
     }
 
-    /// `first` and what waits behind it, in order, as far as the bounds allow.
-    fn gather(&mut self, first: Queued) -> (Batch, Vec<Reply>) {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What waits, in order, as far as the bounds of one commit allow. Empty only when nothing waits.
+    fn gather(&self) -> (Batch, Vec<Reply>) {
         let mut batch = Batch::new();
         let mut replies = Vec::new();
         let mut bytes = 0;
-        let mut next = Some(first);
-        while let Some(queued) = next {
-            let events = batch.event_count() + queued.command.append.events.len();
-            let full = batch.command_count() == self.config.gather_commands_max
+        let mut queue = self.queue();
+        while let Some(next) = queue.waiting.front() {
+            let events = batch.event_count() + next.command.append.events.len();
+            let is_full = batch.command_count() == self.config.gather_commands_max
                 || events > self.config.gather_events_max
-                || bytes + queued.bytes > self.config.gather_bytes_max;
-            if full && !batch.is_empty() {
-                self.left_over = Some(queued);
+                || bytes + next.bytes > self.config.gather_bytes_max;
+            if is_full && !batch.is_empty() {
                 break;
             }
+            let Some(queued) = queue.waiting.pop_front() else { break };
             // Nobody waits for it any more, and it was never sent.
             if !queued.reply.is_closed() {
                 bytes += queued.bytes;
                 batch.push(Arc::new(queued.command));
                 replies.push(Reply { reply: queued.reply, room: queued.room });
             }
-            next = self.waiting.try_recv().ok();
+        }
+        if !batch.is_empty() {
+            queue.is_crowded = batch.command_count() > 1;
         }
         (batch, replies)
+    }
+
+    async fn commit(&self, session: &mut Session, (batch, replies): (Batch, Vec<Reply>)) {
+        let answers = session.commit(batch).await;
+        let newest = answers.iter().flatten().filter_map(|once| match once {
+            Once::Appended(appended) => Some(appended.last_position()),
+            Once::Repeated(_) => None,
+        });
+        if let Some(newest) = newest.max() {
+            self.seen.raise_untold(newest);
+        }
+        for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
+            drop(room);
+            // A caller who has gone needs no answer.
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+impl Queue {
+    /// Takes the lead if nobody has it.
+    fn lead(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_led, true)
+    }
+}
+
+impl Lead {
+    fn of(gatherer: &Arc<Gatherer>) -> Self {
+        Self { gatherer: Arc::clone(gatherer) }
+    }
+
+    /// Commits what waits by now. What comes meanwhile is left to the committer, and so is all if there is no
+    /// connection for this runtime.
+    async fn commit_one(self) {
+        let gatherer = Arc::clone(&self.gatherer);
+        let mut session = gatherer.session.lock().await;
+        if !session.is_at_home() {
+            return;
+        }
+        let gathered = gatherer.gather();
+        if gathered.0.is_empty() {
+            return;
+        }
+        gatherer.commit(&mut session, gathered).await;
+        drop((session, self));
+        // Whose append it was is answered first: the relay would take its processor.
+        yield_now().await;
+        gatherer.seen.tell();
+    }
+
+    /// Commits until nothing waits.
+    async fn commit_all(self) {
+        let mut session = self.gatherer.session.lock().await;
+        loop {
+            let gathered = self.gatherer.gather();
+            if gathered.0.is_empty() {
+                return;
+            }
+            self.gatherer.commit(&mut session, gathered).await;
+            self.gatherer.seen.tell();
+        }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let mut queue = self.gatherer.queue();
+        if queue.waiting.is_empty() && !queue.is_closed {
+            queue.is_led = false;
+        } else {
+            self.gatherer.handed_over.notify_one();
+        }
     }
 }
 

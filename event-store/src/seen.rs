@@ -33,6 +33,20 @@ impl Seen {
         raise(&self.head, at);
         raise(&self.epoch, at.epoch);
     }
+
+    /// Moves to a newer end, which wakes nobody before [`tell`](Self::tell).
+    pub fn raise_untold(&self, at: LogPosition) {
+        self.head.send_if_modified(|seen| {
+            *seen = at.max(*seen);
+            false
+        });
+        raise(&self.epoch, at.epoch);
+    }
+
+    /// Wakes who waits for a newer end.
+    pub fn tell(&self) {
+        self.head.send_modify(|_| ());
+    }
 }
 
 fn raise<T: Ord>(watched: &watch::Sender<T>, to: T) {
@@ -64,6 +78,19 @@ mod tests {
         seen.raise(at(1, 6));
         assert_eq!(seen.head(), at(1, 6));
         assert!(head.has_changed().unwrap() && !epoch.has_changed().unwrap());
+    }
+
+    #[test]
+    fn an_end_that_is_told_later_is_seen_at_once() {
+        let seen = Seen::new(at(1, 5));
+        let mut head = seen.watch_head();
+        seen.raise_untold(at(1, 6));
+        seen.raise_untold(at(1, 4));
+        assert_eq!(seen.head(), at(1, 6));
+        assert!(!head.has_changed().unwrap());
+        seen.tell();
+        assert!(head.has_changed().unwrap());
+        assert_eq!(*head.borrow_and_update(), at(1, 6));
     }
 
     #[test]

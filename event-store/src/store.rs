@@ -29,7 +29,8 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     sqlx::migrate!("../migrations/primary").set_ignore_missing(true).run(pool).await
 }
 
-/// The log of the primary region. Clones share one queue and one committer.
+/// The log of the primary region. Clones share one queue and one committer. Who appends does so on a runtime of
+/// tokio's, which commits when nobody else does.
 #[derive(Debug, Clone)]
 pub struct EventStore {
     shared: Arc<Shared>,
@@ -40,7 +41,7 @@ pub struct EventStore {
 struct Shared {
     pool: PgPool,
     config: StoreConfig,
-    queue: mpsc::Sender<Queued>,
+    gatherer: Arc<Gatherer>,
     queue_bytes: Arc<Semaphore>,
     stop: CancellationToken,
     seen: Seen,
@@ -48,6 +49,13 @@ struct Shared {
     snapshots: mpsc::Sender<Keep>,
     /// Where events are published, which says how large they may be.
     publisher: RwLock<Option<Client>>,
+}
+
+/// Without a handle nobody appends, nor uses keys.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }
 
 /// The task that commits what was appended, the one that prunes idempotency keys and the one that keeps
@@ -80,7 +88,8 @@ impl Committer {
 impl EventStore {
     /// Opens the log in a migrated database, makes it the log of `config.log_id` if it is none yet, and
     /// starts the committer. The pool's connections are best bounded by [`crate::Timeouts`]; the
-    /// committer keeps one of them, pruning takes one now and then, and the relay uses up to three.
+    /// committer keeps one of them, the runtimes that append up to three more if that leaves the others three
+    /// quarters, pruning takes one now and then, and the relay uses up to three.
     pub async fn open(pool: PgPool, config: StoreConfig) -> Result<(Self, Committer), OpenError> {
         if let Some(contradiction) = config.contradiction() {
             return Err(OpenError::Config(contradiction));
@@ -89,34 +98,23 @@ impl EventStore {
         if head.log_id != config.log_id {
             return Err(OpenError::OtherLog { found: head.log_id, configured: config.log_id });
         }
-        let (queue, waiting) = mpsc::channel(config.queue_commands_max);
         let seen = Seen::new(head.at);
         let stop = CancellationToken::new();
         let recent = Arc::new(Recent::default());
-        let gatherer = Gatherer::new(
-            pool.clone(),
-            config.clone(),
-            waiting,
-            seen.clone(),
-            Arc::clone(&recent),
-            stop.clone(),
-        );
+        let gatherer =
+            Gatherer::new(pool.clone(), config.clone(), seen.clone(), Arc::clone(&recent));
+        let gatherer = Arc::new(gatherer);
+        let task = tokio::spawn(Arc::clone(&gatherer).run(stop.clone()));
         let pruner = idempotency::prune(pool.clone(), config.clone(), stop.clone());
         let pruner = tokio::spawn(pruner);
         let (snapshots, keeping) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
         let keeper = snapshot::keep(pool.clone(), keeping, config.statement_wait_max, stop.clone());
         let keeper = tokio::spawn(keeper);
-        let ended = stop.clone();
-        let task = tokio::spawn(async move {
-            gatherer.run().await;
-            // It ends without being told to when every handle is dropped; then nobody uses keys either.
-            ended.cancel();
-        });
         let queue_bytes = Arc::new(Semaphore::new(config.queue_bytes_max));
         let shared = Arc::new(Shared {
             pool,
             config,
-            queue,
+            gatherer,
             queue_bytes,
             stop: stop.clone(),
             seen,
@@ -181,13 +179,8 @@ impl EventStore {
             .try_acquire_many_owned(bytes_wanted)
             .map_err(|_| AppendError::Overloaded)?;
         let (reply, answer) = oneshot::channel();
-        shared.queue.try_send(Queued { command, bytes, reply, room }).map_err(
-            |error| match error {
-                mpsc::error::TrySendError::Full(_) => AppendError::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => AppendError::Stopping,
-            },
-        )?;
-        // The committer drops a reply only by dying in the middle.
+        shared.gatherer.push(Queued { command, bytes, reply, room })?;
+        // Whoever commits drops a reply only by dying in the middle.
         answer.await.unwrap_or(Err(AppendError::OutcomeUnknown))
     }
 

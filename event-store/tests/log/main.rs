@@ -7,6 +7,7 @@ mod append;
 mod cluster;
 mod contract;
 mod epoch;
+mod lead;
 mod once;
 mod processes;
 mod region;

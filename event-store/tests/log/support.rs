@@ -51,9 +51,15 @@ impl Database {
 
 /// As a gateway connects.
 pub fn pool(url: &str) -> PgPool {
+    pool_of(url, true)
+}
+
+/// The same, which may ask each connection whether it is alive before it is used.
+pub fn pool_of(url: &str, asks_before: bool) -> PgPool {
     let options: PgConnectOptions = url.parse().unwrap();
     PgPoolOptions::new()
-        .max_connections(5)
+        .max_connections(16)
+        .test_before_acquire(asks_before)
         .acquire_timeout(Duration::from_secs(3))
         .connect_lazy_with(Timeouts::default().apply(options))
 }

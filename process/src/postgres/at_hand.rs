@@ -82,7 +82,10 @@ impl AtHand {
         let (connection, made) = match shared.pop(now) {
             Some(unused) => (unused.connection, unused.made),
             // Boxed: it is larger than all that is done with a connection, and most need none of it.
-            None => (Box::pin(shared.another()).await?, now),
+            None => {
+                let another = timeout(wait_max, Box::pin(shared.another())).await;
+                (another.map_err(|_| sqlx::Error::PoolTimedOut)??, now)
+            }
         };
         Ok(Taken { connection: Some(connection), made, shared: Arc::clone(shared), _room: room })
     }
@@ -130,16 +133,15 @@ impl Shared {
         (!is_old).then_some(unused)
     }
 
-    /// One of the pool's that answers. Of those it kept any may have died since.
+    /// A new one. What the pool has is another runtime's, as far as anybody knows, and may have died since: then
+    /// only its place is taken.
     async fn another(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        for _ in 0..self.pool.options().get_max_connections() {
-            let mut connection = self.pool.acquire().await?;
-            match connection.ping().await {
-                Ok(()) => return Ok(connection),
-                Err(error) => tracing::debug!(%error, "a connection of the pool was dead"),
-            }
+        let is_used = self.pool.num_idle() > 0;
+        let mut connection = self.pool.acquire().await?;
+        if is_used {
+            *connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
         }
-        self.pool.acquire().await
+        Ok(connection)
     }
 }
 

@@ -1,0 +1,99 @@
+//! Who commits: whoever comes while nobody does, and the committer.
+
+use std::thread;
+
+use event_store::{AppendError, EventStore, Expected, StoreConfig};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::support::{
+    DEADLINE, Database, LOG_ID, append, fill, hold_head, order, pool, pool_of, until_blocked,
+};
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A store whose committer does nothing while its runtime is not run.
+fn opened_in(runtime: &Runtime, url: &str) -> EventStore {
+    let url = url.to_owned();
+    let (store, committer) = runtime.block_on(async move {
+        let opened =
+            EventStore::open(pool_of(&url, false), StoreConfig::new(LOG_ID)).await.unwrap();
+        // What the pool keeps is this runtime's, and does not answer.
+        opened.0.head().await.unwrap();
+        opened
+    });
+    // Its tasks are the runtime's.
+    drop(committer);
+    store
+}
+
+#[tokio::test]
+async fn an_append_by_itself_is_committed_where_it_was_made() {
+    let database = Database::start().await;
+    let url = database.url.clone();
+    let appended = thread::spawn(move || {
+        let (idle, own) = (runtime(), runtime());
+        let store = opened_in(&idle, &url);
+        own.block_on(async {
+            for nth in 1..=20 {
+                let append = store.append(append(&order("o-1"), Expected::Any, 1));
+                let appended = timeout(DEADLINE, append)
+                    .await
+                    .unwrap_or_else(|_| panic!("{nth} needs somebody else"));
+                assert_eq!(appended.unwrap().first_position.get(), nth);
+            }
+        });
+        store.head_seen().position.get()
+    });
+    assert_eq!(appended.join().unwrap(), 20);
+}
+
+#[tokio::test]
+async fn what_comes_during_a_commit_is_the_committer_s_also_when_who_led_is_gone() {
+    let database = Database::start().await;
+    let (store, committer) = database.store().await;
+    let pool = database.pool();
+    let lock = hold_head(&pool).await;
+    let (end, ended) = oneshot::channel::<()>();
+    let there = store.clone();
+    let thread = thread::spawn(move || {
+        let runtime = runtime();
+        runtime.spawn(async move { there.append(append(&order("led"), Expected::Any, 1)).await });
+        let _ = runtime.block_on(ended);
+    });
+    until_blocked(&pool, 1).await;
+    let behind = [1, 2, 3].map(|nth| {
+        let store = store.clone();
+        let append = append(&order(&format!("o-{nth}")), Expected::Any, 1);
+        tokio::spawn(async move { store.append(append).await })
+    });
+    // They are in the queue, and its runtime ends under who leads.
+    tokio::task::yield_now().await;
+    drop(end);
+    thread.join().unwrap();
+    until_blocked(&pool, 2).await;
+    lock.rollback().await.unwrap();
+    for append in behind {
+        timeout(DEADLINE, append).await.expect("the committer leads").unwrap().unwrap();
+    }
+    // What was led is lost to who asked for it, and may be in the log.
+    let head = store.head().await.unwrap().at.position.get();
+    assert!(head == 3 || head == 4, "{head}");
+    committer.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopped_store_keeps_no_connection() {
+    let database = Database::start().await;
+    let pool = pool(&database.url);
+    let (store, committer) =
+        EventStore::open(pool.clone(), StoreConfig::new(LOG_ID)).await.unwrap();
+    fill(&store, 3).await;
+    committer.stop().await;
+    timeout(DEADLINE, pool.close()).await.expect("all are given back");
+    let late = store.append(append(&order("late"), Expected::Any, 1)).await;
+    assert!(matches!(late, Err(AppendError::Stopping)), "{late:?}");
+}

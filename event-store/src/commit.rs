@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use consistency::{CommittedAt, Epoch, EventId};
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
+use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::runtime::{self, Handle};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -24,8 +24,8 @@ use crate::refusal::Refusal;
 use crate::seen::Seen;
 use crate::{AppendError, Once, ReadError, StoreConfig, idempotency, log};
 
-/// Most connections that are kept, the committer's own included.
-const CONNECTIONS_MAX: usize = 4;
+/// Most connections that are kept beside the committer's own.
+const OTHERS_MAX: usize = 3;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 /// Calls of the function in a row before which nobody else appended, until that is counted on again.
 const QUIET_CALLS: u8 = 8;
@@ -101,6 +101,8 @@ pub(crate) struct Session {
     config: StoreConfig,
     /// One for each runtime that commits: whose it is, is told what arrives on it, and would have to wake another.
     connections: Vec<(runtime::Id, PoolConnection<Postgres>)>,
+    /// Where the committer runs.
+    committer: runtime::Id,
     seen: Seen,
     recent: Arc<Recent>,
     /// What the log ended with after the last commit.
@@ -111,17 +113,23 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// For a committer that runs here.
     pub(crate) fn new(pool: PgPool, config: StoreConfig, seen: Seen, recent: Arc<Recent>) -> Self {
         let (connections, last_event, wary_for) = (Vec::new(), None, 0);
-        Self { pool, config, connections, seen, recent, last_event, wary_for }
+        let committer = Handle::current().id();
+        Self { pool, config, connections, committer, seen, recent, last_event, wary_for }
     }
 
-    /// Whether this runtime has a connection of its own, or may have one. The committer always may.
+    /// Whether this runtime has a connection of its own, or may have one at once. The committer always may.
     pub(crate) fn is_at_home(&self) -> bool {
         let home = Handle::current().id();
-        let kept_max = self.pool.options().get_max_connections() as usize / 4;
-        self.connections.len() + 1 < kept_max.min(CONNECTIONS_MAX)
-            || self.connections.iter().any(|(own, _)| *own == home)
+        if self.connections.iter().any(|(own, _)| *own == home) {
+            return true;
+        }
+        let others = self.connections.iter().filter(|(own, _)| *own != self.committer).count();
+        let places = self.pool.options().get_max_connections();
+        let others_max = OTHERS_MAX.min(places as usize / 4);
+        others < others_max && (self.pool.size() < places || self.pool.num_idle() > 0)
     }
 
     /// This runtime's connection.
@@ -130,21 +138,20 @@ impl Session {
         if let Some(own) = self.connections.iter().position(|(own, _)| *own == home) {
             return Ok(self.connections.swap_remove(own).1);
         }
-        let is_of_another = self.pool.num_idle() > 0;
-        let mut connection = self.pool.acquire().await?;
-        if is_of_another {
-            *connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        // What the pool has left may be another runtime's: only its place is wanted.
+        while let Some(unused) = self.pool.try_acquire() {
+            discard(unused);
         }
-        Ok(connection)
+        self.pool.acquire().await
     }
 
     fn keep(&mut self, connection: PoolConnection<Postgres>) {
         self.connections.push((Handle::current().id(), connection));
     }
 
-    /// Gives its connections back.
+    /// Closes its connections. To go back to the pool they would be asked by their runtimes, which may have ended.
     pub(crate) fn release(&mut self) {
-        self.connections.clear();
+        self.connections.drain(..).for_each(|(_, connection)| discard(connection));
     }
 
     /// Commits the batch and answers each of its appends, in order.

@@ -92,6 +92,7 @@ impl Gatherer {
     /// The committer: takes the lead whenever it is handed over. Once it is stopped, it takes no more appends,
     /// commits those that wait, and ends.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let _over = Over(&self);
         let mut is_closed = false;
         loop {
             tokio::select! {
@@ -107,7 +108,6 @@ impl Gatherer {
             }
             Lead::of(&self).commit_all().await;
             if is_closed {
-                self.session.lock().await.release();
                 return;
             }
         }
@@ -152,19 +152,50 @@ impl Gatherer {
         (batch, replies)
     }
 
-    async fn commit(&self, session: &mut Session, (batch, replies): (Batch, Vec<Reply>)) {
+    async fn commit(
+        &self,
+        session: &mut Session,
+        (batch, replies): (Batch, Vec<Reply>),
+    ) -> Option<Untold<'_>> {
         let answers = session.commit(batch).await;
         let newest = answers.iter().flatten().filter_map(|once| match once {
             Once::Appended(appended) => Some(appended.last_position()),
             Once::Repeated(_) => None,
         });
-        if let Some(newest) = newest.max() {
+        let untold = newest.max().map(|newest| {
             self.seen.raise_untold(newest);
-        }
+            Untold(&self.seen)
+        });
         for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
             drop(room);
             // A caller who has gone needs no answer.
             let _ = reply.send(answer);
+        }
+        untold
+    }
+}
+
+/// Whoever waits for a newer end is told when this ends.
+struct Untold<'a>(&'a Seen);
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        self.0.tell();
+    }
+}
+
+/// The committer's end, however it comes: nobody would take over what waits from now on.
+struct Over<'a>(&'a Gatherer);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue();
+        queue.is_closed = true;
+        let unanswered = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        drop(unanswered);
+        if let Ok(mut session) = self.0.session.try_lock() {
+            session.release();
         }
     }
 }
@@ -193,11 +224,11 @@ impl Lead {
         if gathered.0.is_empty() {
             return;
         }
-        gatherer.commit(&mut session, gathered).await;
+        let untold = gatherer.commit(&mut session, gathered).await;
         drop((session, self));
         // Whose append it was is answered first: the relay would take its processor.
         yield_now().await;
-        gatherer.seen.tell();
+        drop(untold);
     }
 
     /// Commits until nothing waits.
@@ -208,8 +239,7 @@ impl Lead {
             if gathered.0.is_empty() {
                 return;
             }
-            self.gatherer.commit(&mut session, gathered).await;
-            self.gatherer.seen.tell();
+            drop(self.gatherer.commit(&mut session, gathered).await);
         }
     }
 }

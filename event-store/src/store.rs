@@ -88,8 +88,8 @@ impl Committer {
 impl EventStore {
     /// Opens the log in a migrated database, makes it the log of `config.log_id` if it is none yet, and
     /// starts the committer. The pool's connections are best bounded by [`crate::Timeouts`]; the
-    /// committer keeps one of them, the runtimes that append up to three more if that leaves the others three
-    /// quarters, pruning takes one now and then, and the relay uses up to three.
+    /// committer keeps one of them, other runtimes that append one each, three of them and a quarter of the pool
+    /// at most, pruning takes one now and then, and the relay uses up to three.
     pub async fn open(pool: PgPool, config: StoreConfig) -> Result<(Self, Committer), OpenError> {
         if let Some(contradiction) = config.contradiction() {
             return Err(OpenError::Config(contradiction));
@@ -131,8 +131,8 @@ impl EventStore {
         Self { shared: Arc::clone(&self.shared), judged: Some(epoch) }
     }
 
-    /// Appends the events of one aggregate, together or not at all. Answers after the commit. When the
-    /// caller stops waiting, the append is dropped if it is still queued, and may be committed if not.
+    /// Appends the events of one aggregate, together or not at all. Answers after the commit, which may run on
+    /// the caller's runtime and be others' as well: that has to be run until it ends. When the caller stops waiting, the append is dropped if it is still queued, and may be committed if not.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         match self.commit(append, None).await? {
             Once::Appended(appended) => Ok(appended),

@@ -97,3 +97,31 @@ async fn a_stopped_store_keeps_no_connection() {
     let late = store.append(append(&order("late"), Expected::Any, 1)).await;
     assert!(matches!(late, Err(AppendError::Stopping)), "{late:?}");
 }
+
+#[tokio::test]
+async fn nobody_waits_for_a_committer_that_is_gone() {
+    let database = Database::start().await;
+    let (idle, own) = (runtime(), runtime());
+    let there = thread::spawn(move || {
+        let store = opened_in(&idle, &database.url);
+        own.block_on(async {
+            let pool = database.pool();
+            let lock = hold_head(&pool).await;
+            let make = |id| store.append(append(&order(id), Expected::Any, 1));
+            let behind = async {
+                until_blocked(&pool, 1).await;
+                // The first is led here. This one waits for the committer, which goes.
+                let gone = async { thread::spawn(move || drop(idle)).join().unwrap() };
+                let (behind, ()) = tokio::join!(make("behind"), gone);
+                lock.rollback().await.unwrap();
+                behind
+            };
+            let (led, behind) = tokio::join!(timeout(DEADLINE, make("led")), behind);
+            led.expect("it is led here").unwrap();
+            assert!(matches!(behind, Err(AppendError::OutcomeUnknown)), "{behind:?}");
+            let late = make("late").await;
+            assert!(matches!(late, Err(AppendError::Stopping)), "{late:?}");
+        });
+    });
+    tokio::task::spawn_blocking(|| there.join()).await.unwrap().unwrap();
+}

@@ -11,7 +11,7 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, Postgres,
+    Postgres,
     pool::PoolConnection,
     postgres::{PgConnection, PgPool},
 };
@@ -82,10 +82,7 @@ impl AtHand {
         let (connection, made) = match shared.pop(now) {
             Some(unused) => (unused.connection, unused.made),
             // Boxed: it is larger than all that is done with a connection, and most need none of it.
-            None => {
-                let another = timeout(wait_max, Box::pin(shared.another())).await;
-                (another.map_err(|_| sqlx::Error::PoolTimedOut)??, now)
-            }
+            None => (Box::pin(shared.another()).await?, now),
         };
         Ok(Taken { connection: Some(connection), made, shared: Arc::clone(shared), _room: room })
     }
@@ -133,15 +130,13 @@ impl Shared {
         (!is_old).then_some(unused)
     }
 
-    /// A new one. What the pool has is another runtime's, as far as anybody knows, and may have died since: then
-    /// only its place is taken.
+    /// A new one. What the pool has left is another runtime's, as far as anybody knows, and may have died since:
+    /// only its place is wanted.
     async fn another(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let is_used = self.pool.num_idle() > 0;
-        let mut connection = self.pool.acquire().await?;
-        if is_used {
-            *connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        while let Some(unused) = self.pool.try_acquire() {
+            drop(unused.detach());
         }
-        Ok(connection)
+        self.pool.acquire().await
     }
 }
 
@@ -159,11 +154,12 @@ impl Taken {
     /// The server has answered everything, and the session is as it was.
     pub fn keep(mut self) {
         let Some(connection) = self.connection.take() else { return };
+        let now = Instant::now();
+        let mut unused = self.shared.unused();
+        // Under the lock: who closes the pool then has forgotten those that nobody uses, or is yet to.
         if self.shared.pool.is_closed() {
             return;
         }
-        let now = Instant::now();
-        let mut unused = self.shared.unused();
         unused.push(Unused { connection, since: now, made: self.made });
         // The longest unused. At most one at a time, and those above it were used later.
         let old = unused.first().is_some_and(|first| UNUSED_MAX < now - first.since);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull::{BatchConfig, Config};
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
 use async_nats::jetstream::{self, Context};
-use async_nats::{Message, StatusCode, Subject, Subscriber};
+use async_nats::{HeaderName, Message, StatusCode, Subject, Subscriber};
 use consistency::{Event, Position};
 use futures::{FutureExt, StreamExt};
 use tokio::time::timeout;
@@ -261,7 +261,10 @@ impl Pull {
         self.pending = info.pending;
         self.head = self.head.max(position.plus(info.pending));
         let headers = message.message.headers.unwrap_or_default();
-        let find = |name: &'static str| headers.get(name).map(|value| value.as_str());
+        // Looked up by a string, each of an event's headers would be checked and copied for that.
+        let find = |name: &'static str| {
+            headers.get(HeaderName::from_static(name)).map(|value| value.as_str())
+        };
         let read = match Event::from_message(find, message.message.payload.into()) {
             Ok(event) if event.at.position == position => Read::Event(Arc::new(event)),
             Ok(_) => Read::Unreadable { position, reason: "is of another position".to_owned() },

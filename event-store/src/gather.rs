@@ -91,26 +91,10 @@ impl Gatherer {
 
     /// The committer: takes the lead whenever it is handed over. Once it is stopped, it takes no more appends,
     /// commits those that wait, and ends.
-    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let _over = Over(&self);
-        let mut is_closed = false;
-        loop {
-            tokio::select! {
-                biased;
-                () = self.handed_over.notified() => {}
-                () = stop.cancelled(), if !is_closed => {
-                    is_closed = true;
-                    if !self.close() {
-                        // Whoever leads hands it over.
-                        continue;
-                    }
-                }
-            }
-            Lead::of(&self).commit_all().await;
-            if is_closed {
-                return;
-            }
-        }
+    pub(crate) fn run(self: Arc<Self>, stop: CancellationToken) -> impl Future<Output = ()> {
+        // Made here: what is run may be dropped before it begins.
+        let leading = Leading(self);
+        async move { leading.run(stop).await }
     }
 
     /// Takes no more appends. True if nobody leads, so that the caller does.
@@ -184,10 +168,34 @@ impl Drop for Untold<'_> {
     }
 }
 
-/// The committer's end, however it comes: nobody would take over what waits from now on.
-struct Over<'a>(&'a Gatherer);
+/// The committer. When it ends, however that comes, nobody would take over what waits from then on.
+struct Leading(Arc<Gatherer>);
 
-impl Drop for Over<'_> {
+impl Leading {
+    async fn run(&self, stop: CancellationToken) {
+        let Self(gatherer) = self;
+        let mut is_closed = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = gatherer.handed_over.notified() => {}
+                () = stop.cancelled(), if !is_closed => {
+                    is_closed = true;
+                    if !gatherer.close() {
+                        // Whoever leads hands it over.
+                        continue;
+                    }
+                }
+            }
+            Lead::of(gatherer).commit_all().await;
+            if is_closed {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Leading {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
         queue.is_closed = true;

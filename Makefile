@@ -2,7 +2,7 @@
 # nothing is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test api-test loadtest bench bench-setup prepare render setup binaries
+.PHONY: help demo up test api-test loadtest release bench prepare render setup binaries
 
 # `make demo PROFILE=release` for optimised binaries.
 PROFILE ?= dev
@@ -49,14 +49,14 @@ api-test: binaries ## Requests made from /openapi.json, and answers held to it
 	GATEWAY__EVENTS__DURATION_MAX=100ms API_SEED=$(API_SEED) \
 		$(target)/local run $(ports) -- loadtest/api-test.sh
 
-bench: bench-setup ## Speed against baselines in the same run, as a table and target/bench/report.json
-	SQLX_OFFLINE=true cargo build --locked --release --bins \
-		--package gateway --package region-projector --package loadtest
-	target/release/bench --pairs $(PAIRS) --project-events $(PROJECT_EVENTS) \
-		--rebuild-events $(EVENTS) $(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
+release: ## What is shipped: services optimised for what they were seen to do, in target/shipped
+	compose/release.sh
 
-bench-setup:
-	@compose/setup.sh $(if $(if $(ONLY),$(findstring proxy_pass,$(ONLY)),all),nginx)
+bench: release ## Speed against baselines in the same run, as a table and target/bench/report.json
+	SQLX_OFFLINE=true cargo build --locked --release --package loadtest --bin bench
+	install target/release/bench target/shipped/bench
+	target/shipped/bench --pairs $(PAIRS) --project-events $(PROJECT_EVENTS) \
+		--rebuild-events $(EVENTS) $(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
 
 prepare: setup ## Check the SQL statements against a database and write .sqlx
 	cargo build --locked --package compose --bin local

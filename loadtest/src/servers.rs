@@ -13,7 +13,7 @@ use compose::local::{LOG_DATABASE, PRIMARY, REGION_DATABASE};
 use compose::nats::{Server, User};
 use compose::ports;
 use compose::postgres::{self, Cluster};
-use compose::process::{Child, Program};
+use compose::process::{Child, Program, Signal};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tempfile::TempDir;
@@ -70,6 +70,11 @@ pub struct Setup {
 /// The primary region: Postgres, NATS, a gateway, and a projector where one is wanted.
 #[derive(Debug)]
 pub struct Primary {
+    // They end in this order: the services while their servers are there.
+    /// The gateway's process.
+    pub gateway: Child,
+    /// The projector's process.
+    pub projector: Option<Child>,
     /// Where the gateway answers.
     pub address: SocketAddr,
     /// Where the gateway says how it is.
@@ -80,10 +85,6 @@ pub struct Primary {
     pub nats: Server,
     /// What its processes share.
     pub secrets: SharedSecrets,
-    /// The gateway's process.
-    pub gateway: Child,
-    /// The projector's process.
-    pub projector: Option<Child>,
     // After the processes, so that they have ended when it goes.
     _folder: TempDir,
 }
@@ -171,7 +172,11 @@ fn service(
     let config = folder.join(format!("{name}.toml"));
     std::fs::write(&config, settings)?;
     let log = folder.join(format!("{name}.log"));
-    let program = Program::new(name, binary(name)?, log).arg("--config").arg(config);
+    let program = Program::new(name, binary(name)?, log)
+        .arg("--config")
+        .arg(config)
+        // A build that counts what it does tells of it at its end.
+        .end_signal(Signal::TERM);
     let with = |program: Program, (key, value): &(&str, &str)| program.env(*key, value);
     Ok(environment.iter().fold(program, with).spawn()?)
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlx::PgPool;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
@@ -24,9 +25,17 @@ use crate::{AppendError, Once, StoreConfig};
 pub(crate) struct Queued {
     pub command: Command,
     pub bytes: usize,
-    pub reply: oneshot::Sender<Answer>,
-    /// Its share of the queue's bytes, given back when it is answered.
-    pub room: OwnedSemaphorePermit,
+    pub reply: Reply,
+}
+
+/// Where the answer goes.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    to: oneshot::Sender<Answer>,
+    /// Where it is waited for.
+    home: Handle,
+    /// The append's share of the queue's bytes, given back when it is answered.
+    room: OwnedSemaphorePermit,
 }
 
 /// Takes what waits, up to the bounds, and has it committed.
@@ -124,10 +133,10 @@ impl Gatherer {
             }
             let Some(queued) = queue.waiting.pop_front() else { break };
             // Nobody waits for it any more, and it was never sent.
-            if !queued.reply.is_closed() {
+            if !queued.reply.to.is_closed() {
                 bytes += queued.bytes;
                 batch.push(Arc::new(queued.command));
-                replies.push(Reply { reply: queued.reply, room: queued.room });
+                replies.push(queued.reply);
             }
         }
         if !batch.is_empty() {
@@ -150,12 +159,41 @@ impl Gatherer {
             self.seen.raise_untold(newest);
             Untold(&self.seen)
         });
-        for (Reply { reply, room }, answer) in replies.into_iter().zip(answers) {
-            drop(room);
-            // A caller who has gone needs no answer.
-            let _ = reply.send(answer);
-        }
+        answer(replies.into_iter().zip(answers));
         untold
+    }
+}
+
+/// Sends the answers. Those to another runtime go together: to wake each task over there by itself would take as many
+/// system calls, and the runtime to sleep in between.
+fn answer(answers: impl Iterator<Item = (Reply, Answer)>) {
+    let here = Handle::current().id();
+    let mut elsewhere: Vec<(Handle, Vec<(Reply, Answer)>)> = Vec::new();
+    for (reply, answer) in answers {
+        let home = reply.home.id();
+        if home == here {
+            reply.send(answer);
+        } else if let Some((_, told)) = elsewhere.iter_mut().find(|(known, _)| known.id() == home) {
+            told.push((reply, answer));
+        } else {
+            elsewhere.push((reply.home.clone(), vec![(reply, answer)]));
+        }
+    }
+    for (home, told) in elsewhere {
+        home.spawn(async { told.into_iter().for_each(|(reply, answer)| reply.send(answer)) });
+    }
+}
+
+impl Reply {
+    /// For who waits on this runtime.
+    pub(crate) fn here(to: oneshot::Sender<Answer>, room: OwnedSemaphorePermit) -> Self {
+        Self { to, home: Handle::current(), room }
+    }
+
+    fn send(self, answer: Answer) {
+        drop(self.room);
+        // A caller who has gone needs no answer.
+        let _ = self.to.send(answer);
     }
 }
 
@@ -261,9 +299,4 @@ impl Drop for Lead {
             self.gatherer.handed_over.notify_one();
         }
     }
-}
-
-struct Reply {
-    reply: oneshot::Sender<Answer>,
-    room: OwnedSemaphorePermit,
 }

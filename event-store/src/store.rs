@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::append::{Append, Appended, Command};
-use crate::gather::{Gatherer, Queued};
+use crate::gather::{Gatherer, Queued, Reply};
 use crate::idempotency::{self, Idempotency, Once, Repeat};
 use crate::log::{self, AggregateHead, Head, Limit};
 use crate::recent::{Follower, Recent};
@@ -179,7 +179,7 @@ impl EventStore {
             .try_acquire_many_owned(bytes_wanted)
             .map_err(|_| AppendError::Overloaded)?;
         let (reply, answer) = oneshot::channel();
-        shared.gatherer.push(Queued { command, bytes, reply, room })?;
+        shared.gatherer.push(Queued { command, bytes, reply: Reply::here(reply, room) })?;
         // Whoever commits drops a reply only by dying in the middle.
         answer.await.unwrap_or(Err(AppendError::OutcomeUnknown))
     }

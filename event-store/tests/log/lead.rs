@@ -3,6 +3,7 @@
 use std::thread;
 
 use event_store::{AppendError, EventStore, Expected, StoreConfig};
+use futures::future::try_join_all;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -82,6 +83,47 @@ async fn what_comes_during_a_commit_is_the_committer_s_also_when_who_led_is_gone
     // What was led is lost to who asked for it, and may be in the log.
     let head = store.head().await.unwrap().at.position.get();
     assert!(head == 3 || head == 4, "{head}");
+    committer.stop().await;
+}
+
+#[tokio::test]
+async fn each_is_answered_where_it_waits_also_when_others_of_its_commit_are_gone() {
+    let database = Database::start().await;
+    let (store, committer) = database.store().await;
+    let pool = database.pool();
+    let lock = hold_head(&pool).await;
+    let there = store.clone();
+    let led = tokio::spawn(async move {
+        there.append(append(&order("led"), Expected::Any, 1)).await.unwrap()
+    });
+    until_blocked(&pool, 1).await;
+    // Three for each of two runtimes, one of which ends before the commit.
+    let (goes_on, ended) = (runtime(), runtime());
+    let make = |lane, nth| {
+        let store = store.clone();
+        let append = append(&order(&format!("{lane}-{nth}")), Expected::Any, 1);
+        async move { store.append(append).await.unwrap().first_position.get() }
+    };
+    let waiting = [1, 2, 3].map(|nth| goes_on.spawn(make("on", nth)));
+    let gone = [1, 2, 3].map(|nth| ended.spawn(make("gone", nth)));
+    let answered = thread::spawn(move || {
+        goes_on.block_on(tokio::task::yield_now());
+        ended.block_on(tokio::task::yield_now());
+        drop(ended);
+        goes_on.block_on(async { timeout(DEADLINE, try_join_all(waiting)).await })
+    });
+    for append in gone {
+        assert!(append.await.unwrap_err().is_cancelled());
+    }
+    lock.rollback().await.unwrap();
+    led.await.unwrap();
+    let answered = tokio::task::spawn_blocking(|| answered.join()).await.unwrap().unwrap();
+    let mut positions = answered.expect("they are answered").unwrap();
+    positions.push(1);
+    // Nobody waits for the others any more, so they were not sent.
+    positions.sort_unstable();
+    assert_eq!(positions, [1, 2, 3, 4]);
+    assert_eq!(store.head().await.unwrap().at.position.get(), 4);
     committer.stop().await;
 }
 

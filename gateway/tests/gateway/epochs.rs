@@ -356,6 +356,32 @@ async fn a_read_of_a_service_is_judged_in_the_epoch_that_is_known_when_it_answer
     }
 }
 
+/// A write by its path or by its method: a service appended in an epoch that its caller was not judged in.
+#[tokio::test]
+async fn what_came_of_a_service_s_write_is_unknown_to_who_was_judged_in_an_earlier_epoch() {
+    let shops = Shops::open(", write_paths = [\"/shop/write\"]").await;
+    let (world, service) = (&shops.world, &shops.primary);
+    let writes = [(Method::GET, "/shop/write"), (Method::POST, "/shop/items")];
+    for (next, (method, path)) in (2..).zip(writes) {
+        let noted = note(&world.primary, "known", "").await;
+        let (known, head) = (noted.token(), noted.body["position"].as_u64().unwrap());
+        let (held, asked) = (service.state.held.write().await, service.asked());
+        let request = world.primary.request(method, path).header("consistency-token", known);
+        let writing = tokio::spawn(Reply::of(request));
+        eventually("the service is asked", async || asked < service.asked()).await;
+        open_behind_their_back(world, head, Above::Refuse).await;
+        eventually("the gateway knows of it", async || {
+            epoch_of(&world.primary).await.as_u64() == Some(next)
+        })
+        .await;
+        drop(held);
+        let written = writing.await.unwrap();
+        assert_eq!(written.came_to(), (503, "outcome-unknown"), "{path}: {written:?}");
+        let stands = world.primary.get("/v1/currency").await.body;
+        assert_eq!((&stands["epoch"], &stands["head"]), (&next.into(), &(head + 1).into()));
+    }
+}
+
 #[tokio::test]
 async fn a_token_of_an_epoch_that_a_gateway_has_not_heard_of_makes_it_ask() {
     let world = World::start().await;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds what is shipped, into target/shipped. The services are built twice: first so that they count what they do, then
 # for what they were counted to do while the bench had them at work (profile-guided optimisation). From nothing that takes
-# two cores half an hour. Needs what compose/setup.sh and rustup install.
+# two cores half an hour.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,6 +15,8 @@ readonly rows=fresh_read_cached,fresh_read_db,fresh_read_gathered,proxy_pass,app
 
 host=$(rustc --version --verbose | sed -n 's/^host: //p')
 readonly host
+profdata=$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata
+readonly profdata
 
 say() { printf 'release: %s\n' "$*"; }
 fail() {
@@ -22,41 +24,36 @@ fail() {
   exit 1
 }
 
-profdata() {
-  local tool
-  tool=$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata
-  [ -x "$tool" ] || rustup component add llvm-tools >&2 || fail "needs the component llvm-tools of this toolchain"
-  "$tool" "$@"
-}
-
-# build <flags> <folder>: a target is named so that build scripts and macros are left as they are.
+# build <flag> <folder>: a target is named so that build scripts and macros are left as they are.
 build() {
-  RUSTFLAGS=$1 cargo build --locked --release --bins --target "$host" \
-    "${services[@]/#/--package=}"
-  mkdir -p "$2"
+  CARGO_ENCODED_RUSTFLAGS=$1 cargo build --locked --release --bins "${services[@]/#/--package=}" \
+    --target "$host" --target-dir "$2/build"
   for service in "${services[@]}"; do
-    install "$target/$host/release/$service" "$2/$service"
+    install "$2/build/$host/release/$service" "$2/$service"
   done
 }
 
 compose/setup.sh nginx
+[ -x "$profdata" ] || rustup component add llvm-tools ||
+  fail "needs llvm-profdata of this toolchain, which is in rustup's component llvm-tools"
 
 say "building services that count"
+mkdir -p "$counted" "$shipped"
 build -Cprofile-generate "$counted"
+cargo build --locked --package loadtest --bin bench --target-dir "$target"
+install target/debug/bench "$counted/bench"
 
-# Named after what counted, so that a build of something else is a build for something else.
-profile=$counted/$(cat "${services[@]/#/$counted/}" | sha256sum | cut -c-16).profdata
+# Named after who counted and what was done. Another one is for other code, which is built from nothing.
+profile=$counted/$(cat compose/release.sh "$counted"/{bench,gateway,region-projector} | sha256sum | cut -c-16).profdata
 if [ ! -f "$profile" ]; then
   say "having them work"
-  cargo build --locked --package loadtest --bin bench
-  install "$target/debug/bench" "$counted/bench"
-  rm -rf "$counted/raw"
+  rm -rf "$counted"/{raw,*.profdata} "$shipped/build"
   LLVM_PROFILE_FILE=$counted/raw/%m.profraw "$counted/bench" --pairs 1 --only "$rows" \
     --rebuild-events 50000 --report "$counted/report.json"
-  profdata merge --output "$profile.new" "$counted"/raw/*.profraw
-  mv "$profile.new" "$profile"
+  "$profdata" merge --output "$counted/new" "$counted"/raw/*.profraw
+  mv "$counted/new" "$profile"
 fi
 
 say "building what is shipped"
 build "-Cprofile-use=$profile" "$shipped"
-say "built $shipped/{gateway,region-projector}"
+say "built target/shipped/{gateway,region-projector}"

@@ -87,7 +87,7 @@ async fn what_comes_during_a_commit_is_the_committer_s_also_when_who_led_is_gone
 }
 
 #[tokio::test]
-async fn each_is_answered_where_it_waits_also_when_others_of_its_commit_are_gone() {
+async fn each_is_answered_where_it_waits_also_when_others_who_waited_are_gone() {
     let database = Database::start().await;
     let (store, committer) = database.store().await;
     let pool = database.pool();
